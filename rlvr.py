@@ -242,7 +242,7 @@ def random_calculation(rand, count=3, high=20, max_target=99):
                 break
             values.append({"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[op])
             steps.append(f"{a}{op}{b}={values[-1]}")
-        if len(values) == 1 and 1 <= values[0] <= max_target:
+        if len(steps) == count - 1 and 1 <= values[0] <= max_target:
             return numbers, values[0], ",".join(steps)
 
 
