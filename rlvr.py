@@ -1,27 +1,26 @@
 """RLVR with Positive-Advantage Reweighting, in one readable file.
 
 Reinforcement learning with verifiable rewards (RLVR): sample several responses to a prompt, let a program verify
-each one (right 1, wrong 0), and make the right ones more likely. Accuracy rises, and the entropy of the policy
-collapses on the way: it answers with less variety and more confidence than it has earned. "Revisiting Entropy in
-Reinforcement Learning for Large Reasoning Models" (arXiv 2511.05993) finds that the tokens with a positive
-advantage drive the collapse. So their loss gets a weight lambda, and lambda steers the entropy.
+each one (right 1, wrong 0), and make the right ones more likely. Accuracy rises, and the policy's entropy
+collapses on the way: its answers get less varied and over-confident. "Revisiting Entropy in Reinforcement Learning
+for Large Reasoning Models" (arXiv 2511.05993) finds that tokens with a positive advantage drive the collapse. So
+their loss gets a weight, lambda, and lambda steers the entropy.
 
-    python rlvr.py                                                           # a demo on a laptop CPU, no network
-    python rlvr.py --preset grpo                                             # the same without the method
-    python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k # a real model on one GPU
-    python rlvr.py --help                                                    # every knob
+    python rlvr.py                                                            # a demo on a laptop CPU, no network
+    python rlvr.py --preset grpo                                              # the same without the method
+    python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k  # a real model on one GPU
+    python rlvr.py --help                                                     # every knob
 
-One step, in the order of this file: sample G responses to each prompt; verify them; turn rewards into advantages
-within each group; score them (log-probability and entropy of every token); update the policy with the clipped,
-sign-weighted loss, several mini-batches and passes per batch of rollouts; log.
+One step, in the order of this file: sample G responses to each prompt; verify them; turn the rewards of each group
+into advantages; score every token (log-probability, entropy); update the policy with the clipped, sign-weighted
+loss, in several mini-batches and passes; log.
 
-Where this differs from the paper: the group's standard deviation is the sample one (as in TRL and verl); a
-response cut off by the length limit gets reward 0; the entropy schedule moves lambda by the entropy of the
-rollouts just trained on; `--preset` settings other than the paper's own (learning rate, sizes) fit one GPU, and
-those of the demo a CPU. Dropout is off everywhere, so that sampler and trainer are the same distribution.
+Where this differs from the paper: the standard deviation of a group is the sample one (as in TRL and verl); a
+response that the length limit cut off gets reward 0; dropout is off, so that sampler and trainer are the same
+distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 
-Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W = P + T,
-N tokens in one flat list, V vocabulary, D hidden size. A row's response is aligned at column 0 of every (B, T).
+Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt and
+response, N response tokens of all rows in one flat list, V vocabulary, D hidden size.
 """
 import argparse
 import importlib.util
@@ -33,32 +32,30 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":
-    print("rlvr: loading PyTorch and transformers ...", file=sys.stderr, flush=True)  # seconds: say so first
+if __name__ == "__main__":  # the next lines take seconds: say so first
+    print("rlvr: loading PyTorch and transformers ...", file=sys.stderr, flush=True)
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import (AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedTokenizerFast, Qwen2Config,
-                          Qwen2ForCausalLM)
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging as transformers_logging
 
 import verify
 
 
-def fail(message):
+def fail(message, error=None):
     """Stop with one line that says what is wrong and what to do (exit status 1)."""
-    raise SystemExit(f"rlvr.py: {message}")
-
-
-def first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = f": {(str(error).strip() or type(error).__name__).splitlines()[0]}" if error else ""
+    raise SystemExit(f"rlvr.py: {message}{reason}")
 
 
 def seed_of(*coordinates):
@@ -67,7 +64,7 @@ def seed_of(*coordinates):
     return random.Random(repr(coordinates)).getrandbits(63)
 
 
-# ---------------------------------------------------------------------------------------------------- 1. config
+# --------------------------------------------------------------------------------------------------- 1. config
 
 def knob(default, help):
     return field(default=default, metadata={"help": help})
@@ -77,17 +74,17 @@ def knob(default, help):
 class Config:
     """Every knob. The defaults are for a real model on one GPU; DEMO and PRESETS override them."""
     model: str = knob("demo", "'demo', a Hugging Face id, or a folder with a causal language model")
-    dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a json/jsonl/parquet/csv file")
-    subset: str | None = knob(None, "configuration of the data set ('main' is taken when there is a choice and none is given)")
-    split: str = knob("train", "split of the data set; held-out prompts are taken from it too")
+    dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a data file")
+    subset: str | None = knob(None, "configuration of the data set ('main', where there is one)")
+    split: str = knob("train", "split of the data set; the held-out prompts are taken from it too")
     num_prompts: int | None = knob(None, "train on at most this many distinct prompts (all)")
-    prompt_column: str | None = knob(None, "column with the question: text or chat messages (found by name)")
-    answer_column: str | None = knob(None, "column with the answer or the tests (found by name)")
-    reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function taking (response, answer)")
-    preset: str = knob("pos_adv_entropy", "a configuration of the paper; explicit flags win")
-    output_dir: str | None = knob(None, "where the run is written (runs/<preset>-...-seed<seed>)")
-    overwrite: bool = knob(False, "delete the run that --output_dir holds")
-    resume: str | None = knob(None, "run folder to continue from its last checkpoint, with its config")
+    prompt_column: str | None = knob(None, "column of the question: text or chat messages (found by name)")
+    answer_column: str | None = knob(None, "column of the answer or the tests (found by name)")
+    reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function(response, answer)")
+    preset: str = knob("pos_adv_entropy", "a configuration of the paper; explicit flags win over it")
+    output_dir: str | None = knob(None, "folder of the run (runs/<preset>-...-seed<seed>)")
+    overwrite: bool = knob(False, "delete the run that is in --output_dir")
+    resume: str | None = knob(None, "folder of a run to continue, with its config, from its last checkpoint")
     seed: int = knob(0, "seeds the order of the prompts and the sampling")
 
     steps: int = knob(200, "batches of rollouts")
@@ -98,33 +95,33 @@ class Config:
     advantage: Literal["std", "mean"] = knob("std", "(R - mean) / std of the group, or R - mean (Dr. GRPO)")
     eps_low: float = knob(0.2, "the ratio is clipped below 1 - eps_low (inf: never)")
     eps_high: float = knob(0.2, "the ratio is clipped above 1 + eps_high (inf: never)")
-    pos_weight: float = knob(1.0, "lambda, the weight of positive-advantage tokens; where the entropy schedule starts")
+    pos_weight: float = knob(1.0, "lambda, weight of positive-advantage tokens; the entropy schedule's start")
     neg_weight: float = knob(1.0, "weight of negative-advantage tokens")
     pos_schedule: Literal["constant", "stage", "epoch", "entropy"] = knob("constant", "how lambda moves")
-    target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, in nats per token (delta)")
+    target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, nats per token (delta)")
     pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch of rollouts (Delta)")
     lr: float = knob(1e-6, "learning rate of AdamW after warm-up")
     warmup_steps: int = knob(5, "steps of linear warm-up")
     weight_decay: float = knob(0.0, "weight decay of AdamW")
     max_grad_norm: float = knob(1.0, "gradient clipping")
 
-    temperature: float = knob(1.0, "sampling temperature; also that of every log-probability and entropy")
+    temperature: float = knob(1.0, "sampling temperature; log-probabilities and entropies use it too")
     max_prompt_tokens: int = knob(512, "longer prompts are dropped")
     max_new_tokens: int = knob(512, "longer responses are cut off and get reward 0")
-    sample_rows: int = knob(256, "responses decoded at once (memory: the KV cache)")
-    micro_batch_tokens: int = knob(4096, "tokens per forward and backward pass (memory: the activations)")
-    gradient_checkpointing: bool = knob(False, "recompute activations in backward: less memory, about 1.3x the time")
+    sample_rows: int = knob(256, "responses decoded at once (memory: KV cache)")
+    micro_batch_tokens: int = knob(4096, "tokens per forward and backward pass (memory: activations)")
+    gradient_checkpointing: bool = knob(False, "recompute activations in backward: slower, less memory")
     eval_prompts: int = knob(64, "held-out prompts (0: no evaluation)")
     eval_samples: int = knob(32, "responses per held-out prompt")
     save_every: int = knob(50, "steps between checkpoints")
     keep: int = knob(1, "checkpoints to keep")
-    log_samples: int = knob(8, "rollouts per step written to samples.jsonl")
+    log_samples: int = knob(8, "rollouts per step to write to samples.jsonl")
     refresh_demo: bool = knob(False, "pretrain the demo model again")
 
 
-# The demo's policy is small, so its steps are larger; reuse and a tight clip give the paper's sign effect (README).
+# The demo's network is tiny, so its learning rate is large. Reuse and a tight clip: see the README on the regime.
 DEMO = dict(steps=40, prompts_per_step=64, group_size=16, updates_per_batch=2, reuse=4, eps_low=0.05, eps_high=0.05,
-            lr=1e-4, num_prompts=6000, target_entropy=0.15, max_prompt_tokens=32, max_new_tokens=32,
+            lr=1e-4, target_entropy=0.15, num_prompts=6000, max_prompt_tokens=32, max_new_tokens=32,
             sample_rows=2048, micro_batch_tokens=8192, eval_prompts=256)
 
 PRESETS = {
@@ -144,19 +141,19 @@ class Parser(HfArgumentParser):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One line per knob: no second spelling, no repeated metavar."""
+    """One line per knob: no second spelling, no repeated name."""
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=28, width=170)
+        super().__init__(prog, max_help_position=28, width=150)
 
     def _format_action_invocation(self, action):
-        return action.option_strings[0]
+        return action.option_strings[-1] if action.dest == "help" else action.option_strings[0]
 
 
 def parse_config(argv):
     """Command line -> Config. What wins, from weak to strong: the field's default, DEMO (when the model is the
     demo), the preset, the config of the run to resume, an explicit flag."""
-    parser = Parser(Config, prog="rlvr.py", description=__doc__.split("\n\n")[1], allow_abbrev=False,
-                    formatter_class=HelpFormatter)
+    parser = Parser(Config, prog="rlvr.py", description=__doc__.splitlines()[0], allow_abbrev=False,
+                    formatter_class=HelpFormatter, usage="python rlvr.py [--flag value ...]")
     early, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     if early.preset not in PRESETS:
         fail(f"--preset {early.preset}: unknown; choose from {', '.join(PRESETS)}")
@@ -164,54 +161,52 @@ def parse_config(argv):
         saved = Path(early.resume, "config.json")
         if not saved.is_file():
             fail(f"--resume {early.resume}: no config.json there; give the folder of a run")
-        parser.set_defaults(**json.loads(saved.read_text()), resume=early.resume)
+        parser.set_defaults(**json.loads(saved.read_text()))
     else:
         parser.set_defaults(**(DEMO if is_demo(early.model) else {}) | PRESETS[early.preset])
-    config = Config(**vars(parser.parse_args(argv)))
-    explicit = {a.lstrip("-").split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}
-    check_config(config, explicit)
-    stem = [Path(name).name for name in (config.model, config.dataset) if name not in ("demo", "countdown")]
-    config.output_dir = config.resume or config.output_dir or f"runs/{'-'.join([config.preset, *stem])}-seed{config.seed}"
-    return config
+    c = Config(**vars(parser.parse_args(argv)))
+    check_config(c, {a.lstrip("-").split("=")[0].replace("-", "_") for a in argv if a.startswith("--")})
+    names = [c.preset, *(Path(n).name for n in (c.model, c.dataset) if n not in ("demo", "countdown"))]
+    c.output_dir = c.resume or c.output_dir or f"runs/{'-'.join(names)}-seed{c.seed}"
+    return c
 
 
 def check_config(c, explicit=()):
-    """Fail in one line on a value out of range or on flags that contradict each other."""
+    """Fail in one line on a value out of range, or on flags (`explicit` names them) that contradict each other."""
     for name in ("prompts_per_step", "updates_per_batch", "reuse", "max_prompt_tokens", "max_new_tokens", "sample_rows",
                  "micro_batch_tokens", "eval_samples", "save_every", "keep", "lr", "temperature", "max_grad_norm"):
         if not getattr(c, name) > 0:
             fail(f"--{name} {getattr(c, name)}: must be greater than 0")
-    for name in ("steps", "eps_low", "eps_high", "pos_weight", "neg_weight", "warmup_steps", "weight_decay",
-                 "eval_prompts", "log_samples", "target_entropy", "pos_delta"):
+    for name in ("steps", "eps_low", "eps_high", "pos_weight", "neg_weight", "target_entropy", "pos_delta",
+                 "warmup_steps", "weight_decay", "eval_prompts", "log_samples"):
         if not getattr(c, name) >= 0:
             fail(f"--{name} {getattr(c, name)}: must not be negative")
-    own_data = {"subset", "split", "prompt_column", "answer_column"} & explicit
-    wrong = [
-        (c.group_size < 2, f"--group_size {c.group_size}: an advantage compares the responses of a group; use 2 or more"),
-        (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
-         f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
-        (c.prompts_per_step % c.updates_per_batch,
-         f"--updates_per_batch {c.updates_per_batch}: must divide --prompts_per_step {c.prompts_per_step}"),
-        (c.resume and c.overwrite, "--resume continues a run and --overwrite deletes it: give one of them"),
-        (c.resume and "output_dir" in explicit, "--resume writes to the folder it continues: leave out --output_dir"),
-        (c.pos_schedule == "entropy" and c.pos_weight > 1, f"--pos_weight {c.pos_weight}: the entropy schedule keeps it in 0..1"),
-        (c.pos_schedule in ("stage", "epoch") and "pos_weight" in explicit,
-         f"--pos_weight is set by --pos_schedule {c.pos_schedule}: leave one of them out"),
-        (c.pos_schedule != "entropy" and "target_entropy" in explicit,
-         f"--target_entropy does nothing with --pos_schedule {c.pos_schedule}: use --pos_schedule entropy"),
-        (c.dataset == "countdown" and own_data, f"--{min(own_data, default='')} does nothing with the built-in countdown task"),
-    ]
-    for bad, message in wrong:
-        if bad:
+    idle = {"subset", "split", "prompt_column", "answer_column"} & set(explicit)
+    for wrong, message in (
+            (c.group_size < 2, f"--group_size {c.group_size}: a response is compared with its group; use 2 or more"),
+            (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
+             f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
+            (c.prompts_per_step % c.updates_per_batch,
+             f"--updates_per_batch {c.updates_per_batch}: must divide --prompts_per_step {c.prompts_per_step}"),
+            (c.resume and c.overwrite, "--resume continues a run and --overwrite deletes it: leave out one"),
+            (c.resume and "output_dir" in explicit, "--resume writes where the run is: leave out --output_dir"),
+            (c.pos_schedule == "entropy" and c.pos_weight > 1,
+             f"--pos_weight {c.pos_weight}: the entropy schedule keeps it in 0..1"),
+            (c.pos_schedule in ("stage", "epoch") and "pos_weight" in explicit,
+             f"--pos_weight is what --pos_schedule {c.pos_schedule} sets: leave out one"),
+            (c.pos_schedule != "entropy" and {"target_entropy", "pos_delta"} & set(explicit),
+             f"--target_entropy and --pos_delta do nothing with --pos_schedule {c.pos_schedule}"),
+            (c.dataset == "countdown" and idle, f"--{min(idle, default='')} does nothing with the countdown task")):
+        if wrong:
             fail(message)
 
 
-# -------------------------------------------------------------------------------------------------- 2. problems
+# ------------------------------------------------------------------------------------------------- 2. problems
 
 INSTRUCTIONS = {  # appended to every question, so that the verifier finds the answer
     "math": "Reason step by step, and put the final answer within \\boxed{}.",
     "code": "Write the solution in Python, in one ```python block.",
-    "countdown": "Reason step by step, and end with the expression in tags, for example <answer>(1 + 2) * 3</answer>.",
+    "countdown": "Reason step by step, and end with the expression, for example <answer>(1 + 2) * 3</answer>.",
 }
 PLAIN_TEMPLATE = "Question: {question}\n{instruction}\nAnswer:"  # for a tokenizer without a chat template
 COUNTDOWN_QUESTION = "Use each of the numbers {numbers} exactly once, with + - * / and brackets, to get {target}."
@@ -221,14 +216,14 @@ ANSWER_COLUMNS = ("test_list", "reward_model", "answer", "solution", "ground_tru
 
 @dataclass
 class Problem:
-    prompt: str        # the text that the policy continues, template applied
-    ids: list          # its tokens
-    answer: object     # what the verifier compares with
-    kind: str          # countdown, math or code
+    prompt: str      # the text that the policy continues, template applied
+    ids: list        # its tokens
+    answer: object   # what the verifier compares a response with
+    kind: str        # countdown, math or code
 
 
 def random_calculation(rand, count=3, high=20, max_target=99):
-    """A random legal calculation -> numbers, target, the steps as text ("7*3=21,21+5=26"). Intermediate results
+    """A random legal calculation -> numbers, target, its steps as text ("7*3=21,21+5=26"). Intermediate results
     are whole and not negative."""
     while True:
         numbers = [rand.randint(1, high) for _ in range(count)]
@@ -251,78 +246,75 @@ def compact_countdown(numbers, target):
     return f"{','.join(map(str, numbers))}={target}:"
 
 
-def countdown_questions(count):
-    """`count` distinct (numbers, target) pairs; the same ones in the same order for every seed of a run."""
-    rand, seen = random.Random("countdown"), {}
-    for _ in range(50 * count + 1000):  # bounded: only about 14,000 distinct problems exist
+def countdown_problems(count):
+    """Yield `count` distinct problems as (question, answer, kind), the same for every seed of a run."""
+    if count > 14000:  # of 16,206 that exist: the last ones would take forever to find
+        fail(f"--num_prompts, --eval_prompts: the countdown task has 14000 problems to give, not {count}")
+    rand, seen = random.Random("countdown"), set()
+    while len(seen) < count:
         numbers, target, _steps = random_calculation(rand)
-        seen.setdefault((*sorted(numbers), target), (numbers, target))
-        if len(seen) == count:
-            return list(seen.values())
-    fail(f"--num_prompts and --eval_prompts: the countdown task has fewer than {count} distinct problems")
+        if (key := (*sorted(numbers), target)) not in seen:
+            seen.add(key)
+            answer = {"numbers": numbers, "target": target}
+            yield COUNTDOWN_QUESTION.format(**answer), answer, "countdown"
 
 
 def load_rows(c):
     """The rows of a data set: a hub id, a folder of save_to_disk, or a json, jsonl, parquet or csv file."""
     try:
-        import datasets  # seconds to import, and not needed by the demo
+        import datasets  # takes seconds, and the demo does without
     except ImportError:
-        fail("--dataset needs the package datasets: pip install datasets")
-    path, form = Path(c.dataset), {".jsonl": "json"}.get(Path(c.dataset).suffix, Path(c.dataset).suffix[1:])
+        fail("--dataset needs one more package: pip install datasets")
+    path = Path(c.dataset)
+    form = {"jsonl": "json"}.get(path.suffix[1:], path.suffix[1:])
+    if path.is_file() and form not in ("json", "parquet", "csv"):
+        fail(f"--dataset {path}: unknown kind of file; use json, jsonl, parquet or csv")
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             rows = datasets.load_from_disk(path)
+            if isinstance(rows, dict) and c.split not in rows:
+                fail(f"--split {c.split}: --dataset {path} has {', '.join(rows)}")
             return rows[c.split] if isinstance(rows, dict) else rows
         if path.is_file():
-            if form not in ("json", "parquet", "csv"):
-                fail(f"--dataset {path}: unknown kind of file; use json, jsonl, parquet or csv")
             return datasets.load_dataset(form, data_files=str(path), split="train")
-        subsets = [] if c.subset else datasets.get_dataset_config_names(c.dataset)
-        subset = c.subset or ("main" if "main" in subsets else None)
+        subset = c.subset or ("main" if "main" in datasets.get_dataset_config_names(c.dataset) else None)
         return datasets.load_dataset(c.dataset, subset, split=c.split)
-    except KeyError:
-        fail(f"--split {c.split}: --dataset {c.dataset} has {', '.join(rows)}")
-    except Exception as error:  # whatever a reader of foreign files may raise, the user needs the one line
-        fail(f"--dataset {c.dataset}: cannot be loaded: {first_line(error)}")
+    except Exception as error:  # readers of foreign files raise anything; the user needs the one line
+        fail(f"--dataset {c.dataset}: cannot be loaded", error)
 
 
-def find_columns(columns, c):
-    """The names of the question and answer columns, for the shapes that the field uses."""
-    found = []
-    for flag, given, known in (("prompt_column", c.prompt_column, PROMPT_COLUMNS),
-                               ("answer_column", c.answer_column, ANSWER_COLUMNS)):
-        name = next((n for n in ([given] if given else known) if n in columns), None)
-        if name is None:
-            fail(f"--dataset {c.dataset}: no column {given or ' or '.join(known)}; its columns are "
-                 f"{', '.join(columns)}; name one with --{flag}")
-        found.append(name)
-    return found
+def find_column(columns, flag, given, known, dataset):
+    """The first of the known names that the data set has, or the one given."""
+    for name in [given] if given else known:
+        if name in columns:
+            return name
+    fail(f"--dataset {dataset}: no column {given or ' or '.join(known)}; it has {', '.join(columns)}; "
+         f"name one with --{flag}")
 
 
 def read_answer(value):
-    """An answer cell -> what the verifier compares with, or None. A list is MBPP's asserts; GSM8K puts the answer
-    after '####', MATH into the last box of the solution, DAPO-Math-17k into reward_model["ground_truth"]."""
+    """An answer cell -> what the verifier compares with, or None. A list is MBPP's asserts; GSM8K has the answer
+    after '####', MATH in the last box of the solution, DAPO-Math-17k in reward_model["ground_truth"]."""
     if isinstance(value, dict):
         value = value.get("ground_truth")
     if isinstance(value, list):
         return {"tests": value} if value and all(isinstance(test, str) for test in value) else None
-    if value is None or isinstance(value, float) and math.isnan(value):
-        return None
-    text = str(value)
+    text = "" if value is None or value != value else str(value)  # a missing number is NaN
     if "####" in text:
         text = text.rsplit("####", 1)[1]
     elif "\\boxed" in text:
-        text = verify.last_boxed(text)
-    return text and text.strip() or None
+        text = verify.last_boxed(text) or ""
+    return text.strip() or None
 
 
-def questions_of(c):
-    """Yield (question, answer, kind) of the data set: question is text or chat messages. Repeated questions are
-    left out, so that train and held-out prompts are disjoint; rows without a question or an answer are counted."""
+def dataset_problems(c):
+    """Yield the problems of a data set as (question, answer, kind); a question is text or chat messages. Repeated
+    questions are left out, so that train and held-out prompts are disjoint; unusable rows are counted."""
     rows = load_rows(c)
-    if len(rows) == 0:
-        fail(f"--dataset {c.dataset}: no rows in split {c.split}")
-    prompt_column, answer_column = find_columns(rows.column_names, c)
+    if not len(rows):
+        fail(f"--dataset {c.dataset}: has no rows in split {c.split}")
+    prompt_column = find_column(rows.column_names, "prompt_column", c.prompt_column, PROMPT_COLUMNS, c.dataset)
+    answer_column = find_column(rows.column_names, "answer_column", c.answer_column, ANSWER_COLUMNS, c.dataset)
     seen, bad = set(), []
     for number in random.Random("rows").sample(range(len(rows)), len(rows)):
         row = rows[number]
@@ -336,63 +328,84 @@ def questions_of(c):
         print(f"skipped {len(bad)} rows without a question or an answer, for example row {min(bad)}")
 
 
-def render(question, kind, answer, tokenizer):
-    """Question -> (prompt text, its tokens). Text gets the instruction; chat messages are taken as they come."""
+def render(question, answer, kind, tokenizer):
+    """A problem -> its prompt as text and tokens. Text gets the instruction; chat messages are taken as they are."""
     instruction = INSTRUCTIONS[kind]
-    if kind == "code":  # the first test tells the name and the signature that the others call
-        instruction += f" It is tested like this: {answer['tests'][0]}"
+    if kind == "code":  # the first test shows the name and the arguments that all of them use
+        instruction += f" It must pass tests such as: {answer['tests'][0]}"
     if tokenizer.chat_template:
-        messages = question if isinstance(question, list) else [{"role": "user", "content": f"{question}\n{instruction}"}]
+        messages = [{"role": "user", "content": f"{question}\n{instruction}"}] if isinstance(question, str) else question
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text, tokenizer.encode(text, add_special_tokens=False)  # the template wrote them already
-    if isinstance(question, list):
-        question = "\n".join(message["content"] for message in question)
+    question = question if isinstance(question, str) else "\n".join(m["content"] for m in question)
     text = PLAIN_TEMPLATE.format(question=question, instruction=instruction)
     return text, tokenizer.encode(text)
 
 
-def load_problems(c, model, tokenizer):
-    """-> (train, held_out) lists of Problem, disjoint; held-out ones are the same for every seed. At most a fifth
-    of a small data set is held out."""
-    want = None if c.num_prompts is None else c.num_prompts + c.eval_prompts
-    if c.dataset == "countdown":
-        source = ((None, dict(numbers=n, target=t), "countdown") for n, t in countdown_questions(want or 6000 + c.eval_prompts))
-    else:
-        source = questions_of(c)
+def load_problems(c, policy):
+    """-> (train, held_out), disjoint lists of Problem; the held-out ones are the same for every seed, and at most
+    a fifth of a data set."""
+    builtin, tokenizer = c.dataset == "countdown", policy.tokenizer
+    want = math.inf if c.num_prompts is None and not builtin else (c.num_prompts or 6000) + c.eval_prompts
     problems, dropped = [], 0
-    for question, answer, kind in source:
-        if kind == "countdown" and is_demo(model):
+    for question, answer, kind in countdown_problems(want) if builtin else dataset_problems(c):
+        if builtin and is_demo(policy.model):
             text = compact_countdown(**answer)
             ids = tokenizer.encode(text)
         else:
-            question = question or COUNTDOWN_QUESTION.format(**answer)
-            text, ids = render(question, kind, answer, tokenizer)
-        if len(ids) > c.max_prompt_tokens:
-            dropped += 1
-        else:
+            text, ids = render(question, answer, kind, tokenizer)
+        if len(ids) <= c.max_prompt_tokens:
             problems.append(Problem(text, ids, answer, kind))
+        else:
+            dropped += 1
         if len(problems) == want:
             break
     if dropped:
         print(f"dropped {dropped} prompts longer than --max_prompt_tokens {c.max_prompt_tokens}")
-    held_out = min(c.eval_prompts, len(problems) // 5) if c.dataset != "countdown" else c.eval_prompts
-    train = problems[held_out:]
-    if len(train) < c.prompts_per_step:
-        fail(f"--dataset {c.dataset}: {len(train)} usable prompts left to train on ({dropped} were longer than "
-             f"--max_prompt_tokens), fewer than --prompts_per_step {c.prompts_per_step}")
-    if tokenizer.unk_token_id is not None and any(tokenizer.unk_token_id in p.ids for p in problems[:100]):
-        print(f"warning: the tokenizer does not know some characters of the prompts, such as {problems[0].prompt!r}")
-    return train, problems[:held_out]
+    if is_demo(policy.model) and not builtin:
+        print(f"the demo model knows the characters {DEMO_CHARACTERS} only: it does not see the others of your prompts")
+    held_out = min(c.eval_prompts, len(problems) // 5)
+    if len(problems) - held_out < c.prompts_per_step:
+        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} are longer than --max_prompt_tokens), "
+             f"{held_out} of them held out: too few for --prompts_per_step {c.prompts_per_step}")
+    return problems[held_out:], problems[:held_out]
 
 
-# ---------------------------------------------------------------------------------------------------- 3. policy
+# --------------------------------------------------------------------------------------------------- 3. policy
 
-DEMO_RECIPE = dict(hidden=64, layers=4, heads=4, feed_forward=256, careless=0.5, steps=1000, batch=128, lr=4e-3,
-                   muon_lr=0.02, warmup=50, seed=0)
+DEMO_CHARACTERS = "0123456789+-*/=,:"
+DEMO_RECIPE = dict(numbers=3, high=20, max_target=99, careless=0.5, hidden=64, layers=4, heads=4, feed_forward=256,
+                   steps=1000, batch=128, lr=4e-3, muon_lr=0.02, warmup=50, seed=0)
+
+
+@dataclass
+class Policy:
+    model: torch.nn.Module   # any causal language model of transformers; fp32 weights
+    tokenizer: object
+    stop_ids: list           # a response ends with one of these tokens
+
+    def save(self, folder, **state):
+        """Write a Hugging Face folder, with `state` in trainer.pt: whole or, if interrupted, not at all."""
+        folder = Path(folder)
+        new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        new.mkdir(parents=True, exist_ok=True)
+        try:
+            self.model.save_pretrained(new)
+            self.tokenizer.save_pretrained(new)
+            if state:
+                torch.save(state, new / "trainer.pt")
+            shutil.rmtree(folder, ignore_errors=True)
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def autocast(self):
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
 def is_demo(model):
-    """Whether this is the demo model: the name 'demo', a saved folder of it, or the loaded model itself."""
+    """Whether this is the demo model: the name 'demo', a folder it was saved in, or the loaded model itself."""
     if isinstance(model, str):
         saved = Path(model, "config.json")
         return model == "demo" or saved.is_file() and '"rlvr_demo"' in saved.read_text()
@@ -402,16 +415,15 @@ def is_demo(model):
 def demo_tokenizer():
     """One token per character; as a BPE without merges it survives AutoTokenizer, whatever class that picks."""
     from tokenizers import Tokenizer, decoders, models
-    vocabulary = ["<pad>", "<eos>", "<unk>", *"0123456789+-*/=,:"]
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, [], unk_token="<unk>"))
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *DEMO_CHARACTERS])}, []))
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def pretrain_demo(folder):
     """Build the demo policy and save it as a Hugging Face folder: about two minutes on two cores. It learns from
-    random legal calculations. In a share of them the target is replaced by a random one: careless text, arithmetic
-    right and goal ignored, leaves what web text leaves in a pretrained model, the skill, buried."""
+    random legal calculations. In a share of them the target is replaced by a random one: such careless text,
+    arithmetic right and goal ignored, leaves what web text leaves in a pretrained model, the skill, buried."""
     recipe, tokenizer = DEMO_RECIPE, demo_tokenizer()
     rand = random.Random(recipe["seed"])
     with torch.random.fork_rng():
@@ -420,10 +432,12 @@ def pretrain_demo(folder):
             vocab_size=len(tokenizer), hidden_size=recipe["hidden"], intermediate_size=recipe["feed_forward"],
             num_hidden_layers=recipe["layers"], num_attention_heads=recipe["heads"],
             num_key_value_heads=recipe["heads"], tie_word_embeddings=True, max_position_embeddings=128,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, rlvr_demo=recipe))
-    # Muon needs half the tokens of AdamW here; it is made for the matrices between embedding and head.
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+            rlvr_demo=recipe))
+    policy = Policy(model, tokenizer, [tokenizer.eos_token_id])
+    # For the matrices between embedding and head Muon needs half the data that AdamW does.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     optimizers = [torch.optim.Muon(matrices, lr=recipe["muon_lr"], weight_decay=0.0),
                   torch.optim.AdamW(others, lr=recipe["lr"], betas=(0.9, 0.95), weight_decay=0.0)]
     schedules = [torch.optim.lr_scheduler.LambdaLR(
@@ -432,19 +446,12 @@ def pretrain_demo(folder):
     for _ in bar:
         prompts, responses = [], []
         for _ in range(recipe["batch"]):
-            numbers, target, steps = random_calculation(rand)
+            numbers, target, steps = random_calculation(rand, recipe["numbers"], recipe["high"], recipe["max_target"])
             if rand.random() < recipe["careless"]:
-                target = rand.randint(1, 99)
-            prompts.append(compact_countdown(numbers, target))
-            responses.append(steps)
-        texts = [p + r + tokenizer.eos_token for p, r in zip(prompts, responses)]
-        ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").input_ids  # (B, W)
-        start = torch.tensor([len(p) for p in prompts])[:, None]           # (B, 1) one character is one token
-        end = start + torch.tensor([len(r) + 1 for r in responses])[:, None]
-        place = torch.arange(1, ids.shape[1])                              # (W - 1) of the predicted token
-        mask = (place >= start) & (place < end)                            # learn responses: prompts are random
-        hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]
-        loss = F.cross_entropy(model.lm_head(hidden[mask]), ids[:, 1:][mask])
+                target = rand.randint(1, recipe["max_target"])
+            prompts.append(tokenizer.encode(compact_countdown(numbers, target)))
+            responses.append(tokenizer.encode(steps + tokenizer.eos_token))
+        loss = -score(policy, prompts, responses, temperature=1.0)[0].sum() / sum(map(len, responses))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules):
@@ -452,7 +459,7 @@ def pretrain_demo(folder):
             optimizer.zero_grad()
             schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    save_folder(folder, lambda new: (model.save_pretrained(new), tokenizer.save_pretrained(new)))
+    policy.save(folder)
 
 
 def demo_folder(refresh=False):
@@ -461,500 +468,461 @@ def demo_folder(refresh=False):
     folder = cache / f"demo-{seed_of(DEMO_RECIPE) % 16**8:08x}"
     if refresh or not folder.exists():
         pretrain_demo(folder)
-    return str(folder)
+    return folder
 
 
-def save_folder(folder, write):
-    """Write a folder whole or not at all: `write(path)` fills a temporary one, which is then renamed."""
-    folder = Path(folder)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        write(new)
-        if folder.exists():
-            shutil.rmtree(folder)
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def load_policy(c, source=None):
-    """-> (model, tokenizer, ids of the stop tokens). Weights are fp32 (the master copy); on a GPU the forward pass
-    runs in bf16 autocast. `source` overrides c.model (a checkpoint)."""
-    source = source or (demo_folder(c.refresh_demo) if c.model == "demo" else c.model)
+def load_policy(c, checkpoint_folder=None):
+    """-> Policy. The weights are fp32, the master copy; on a GPU forward passes run in bf16 autocast."""
+    source = checkpoint_folder or (demo_folder(c.refresh_demo) if c.model == "demo" else c.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        fail(f"--model {c.model}: cannot be loaded: {first_line(error)}")
-    stop = {tokenizer.eos_token_id}
+        fail(f"--model {source}: cannot be loaded", error)
     generation_eos = model.generation_config.eos_token_id if model.generation_config else None
-    stop |= set(generation_eos) if isinstance(generation_eos, list) else {generation_eos}
-    stop.discard(None)
-    if not stop:
-        fail(f"--model {c.model}: its tokenizer has no eos token, so no response could end; set tokenizer.eos_token")
+    generation_eos = generation_eos if isinstance(generation_eos, list) else [generation_eos]
+    stop_ids = sorted({tokenizer.eos_token_id, *generation_eos} - {None})
+    if not stop_ids:
+        fail(f"--model {source}: its tokenizer has no eos token, so no response could end; set tokenizer.eos_token")
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if c.max_prompt_tokens + c.max_new_tokens > context:
         fail(f"--max_prompt_tokens {c.max_prompt_tokens} + --max_new_tokens {c.max_new_tokens}: more than the "
-             f"{context} tokens of context that {c.model} has")
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        fail(f"--model {c.model}: its tokenizer has {len(tokenizer)} tokens and its embedding only {rows} rows")
+             f"{context} tokens of context that {source} has")
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > known:
+        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known} rows")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     if c.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, sorted(stop)
+    return Policy(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, stop_ids)
 
 
-def autocast(model):
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda")
-
-
-# -------------------------------------------------------------------------------------------------- 4. sampling
+# ------------------------------------------------------------------------------------------------- 4. sampling
 
 @dataclass
 class Rollouts:
-    """A batch of responses; (B, T) tensors are 0 outside the mask."""
-    problems: list            # B problems: each one G times in a row
-    tokens: torch.Tensor      # (B, T)
-    lengths: torch.Tensor     # (B,) response tokens, the stop token included
-    finished: torch.Tensor    # (B,) True: ended with a stop token; False: cut off by the length limit
-    logp: torch.Tensor        # (B, T) log-probability of each token when it was drawn, fp32
-    entropy: torch.Tensor     # (B, T) entropy of the distribution it was drawn from, nats, fp32
-    texts: list               # B decoded responses
-
-    @property
-    def mask(self):           # (B, T) made from lengths, never from token ids: pad may equal eos
-        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+    """A batch of B responses. The loss mask is made from lengths, never from token ids: pad may equal eos."""
+    problems: list         # B problems: each one G times in a row
+    responses: list        # B lists of token ids, stop token included: without it no policy learns to stop
+    finished: list         # B bools: ended with a stop token, or cut off by the length limit
+    texts: list            # B decoded responses
+    logp: torch.Tensor     # (B, T) log-probability of each token when it was drawn; 0 outside the mask
+    entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
+    mask: torch.Tensor     # (B, T)
 
 
 def log_softmax_entropy(logits, temperature):
-    """(.., V) logits -> (.., V) log-probabilities and (..) entropy in nats, both fp32, at this temperature."""
+    """logits (n, V) -> log-probabilities (n, V) and entropy (n,) in nats, both fp32, at this temperature."""
     logp = (logits.float() / temperature).log_softmax(-1)
     return logp, -(logp.exp() * logp).sum(-1)
 
 
 @torch.no_grad()
-def sample(model, prompts, uniforms, temperature, stop_ids):
-    """Decode G responses to each prompt.
+def sample(policy, prompts, uniforms, temperature):
+    """Decode G responses to each prompt, with a KV cache.
 
     prompts: lists of token ids. uniforms: (B, T) numbers in [0, 1), B = G x prompts, T the length limit: token t of
     row b is a function of uniforms[b, t] and the distribution alone, so batching changes nothing.
-    Returns tokens (B, T), lengths (B,), finished (B,), logp (B, T), entropy (B, T) as in `Rollouts`.
+    Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T).
     """
-    device, (B, T), P = model.device, uniforms.shape, max(map(len, prompts))
-    G = B // len(prompts)
-    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)              # (B/G, P) left-padded
-    real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B/G, P)
-    stop = torch.tensor(stop_ids, device=device)
-    tokens = torch.zeros(B, T, dtype=torch.long, device=device)
+    model, device, (B, T), P = policy.model, policy.model.device, uniforms.shape, max(map(len, prompts))
+    G, uniforms, stop = B // len(prompts), uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
+    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)    # (B/G, P) left-padded
+    real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B/G, P) by length
+    tokens, lengths = torch.zeros(B, T, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.long, device=device)
     logp, entropy = torch.zeros(B, T, device=device), torch.zeros(B, T, device=device)
-    lengths, finished = torch.zeros(B, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.bool, device=device)
+    finished = torch.zeros(B, dtype=torch.bool, device=device)
 
-    with autocast(model):
+    with policy.autocast():
         # Each prompt is read once; its cache is then repeated for the G responses.
-        out = model(ids, attention_mask=real, position_ids=(real.cumsum(-1) - 1).clamp(min=0), use_cache=True, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)          # (B, V)
+        out = model(ids, attention_mask=real, position_ids=(real.cumsum(-1) - 1).clamp(min=0), use_cache=True,
+                    logits_to_keep=1)
+        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V)
         cache.batch_repeat_interleave(G)
-        real = F.pad(real, (0, T), value=1).repeat_interleave(G, 0)                             # (B, P + T)
-        place = real[:, :P].sum(-1, keepdim=True)                                               # (B, 1) next position
-        rows = torch.arange(B, device=device)                   # which responses the rows of the batch are
-        alive = torch.ones(B, dtype=torch.bool, device=device)
+        real = F.pad(real, (0, T), value=1).repeat_interleave(G, 0)                 # (B, P + T)
+        place = real[:, :P].sum(-1, keepdim=True)                                   # (B, 1) next position
+        rows = torch.arange(B, device=device)  # which responses the rows of the shrinking batch are
         for t in range(T):
-            all_logp, H = log_softmax_entropy(logits, temperature)                              # (rows, V), (rows,)
+            all_logp, H = log_softmax_entropy(logits, temperature)                  # (rows, V), (rows,)
             # Invert the distribution function at u: one number per token, whatever the batch. The clamp keeps
             # rounding from ever choosing past the last token that has any probability.
             cdf = all_logp.exp().cumsum(-1)
-            u = uniforms[rows.cpu(), t].to(device).clamp(max=1 - 1e-6)[:, None]
-            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)                        # (rows, 1)
+            u = uniforms[rows, t].clamp(max=1 - 1e-6)[:, None]
+            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=cdf.shape[1] - 1)            # (rows, 1)
+            alive = ~finished[rows]            # a finished row rides along until it is retired
             live = rows[alive]
-            tokens[live, t] = token[alive, 0]
-            logp[live, t], entropy[live, t] = all_logp.gather(-1, token)[alive, 0], H[alive]
+            tokens[live, t], entropy[live, t] = token[alive, 0], H[alive]
+            logp[live, t] = all_logp.gather(-1, token)[alive, 0]
             lengths[live] += 1
-            alive &= ~torch.isin(token[:, 0], stop)
-            finished[rows] = ~alive
-            still = int(alive.sum())
-            if still == 0 or t == T - 1:
+            finished[rows] |= torch.isin(token[:, 0], stop)
+            alive = ~finished[rows]
+            left = int(alive.sum())
+            if left == 0 or t == T - 1:
                 break
-            if still <= len(rows) // 2:  # retire the finished rows: cost follows the tokens that are produced
+            if left <= len(rows) // 2:         # retire finished rows: cost follows the tokens produced
                 cache.batch_select_indices(alive.nonzero()[:, 0])
                 rows, token, real, place = rows[alive], token[alive], real[alive], place[alive]
-                alive = torch.ones(still, dtype=torch.bool, device=device)
             logits = model(token, attention_mask=real[:, :P + t + 1], position_ids=place + t, past_key_values=cache,
                            use_cache=True).logits[:, -1]
     return tokens, lengths, finished, logp, entropy
 
 
-def rollout(model, tokenizer, stop_ids, problems, group_size, c, *coordinates):
+def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates` (such
     as seed, "train", step) and the place in `problems` seed the random numbers."""
-    T = c.max_new_tokens
-    uniforms = torch.cat([torch.rand(group_size, T, generator=torch.Generator().manual_seed(seed_of(*coordinates, i)))
-                          for i in range(len(problems))])
+    def uniforms(place):                                                                       # (G, T)
+        generator = torch.Generator().manual_seed(seed_of(*coordinates, place))
+        return torch.rand(group_size, c.max_new_tokens, generator=generator)
+
     parts, width = [], max(1, c.sample_rows // group_size)
-    for i in tqdm(range(0, len(problems), width), desc="sampling", leave=False, disable=len(problems) <= width):
-        chunk = [p.ids for p in problems[i:i + width]]
-        parts.append(sample(model, chunk, uniforms[i * group_size:(i + width) * group_size], c.temperature, stop_ids))
+    for start in tqdm(range(0, len(problems), width), desc="sampling", leave=False, disable=len(problems) <= width):
+        places = range(start, min(start + width, len(problems)))
+        parts.append(sample(policy, [problems[i].ids for i in places], torch.cat([uniforms(i) for i in places]),
+                            c.temperature))
     tokens, lengths, finished, logp, entropy = map(torch.cat, zip(*parts))
     T = int(lengths.max())
-    texts = tokenizer.batch_decode([row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())], skip_special_tokens=True)
-    return Rollouts([p for p in problems for _ in range(group_size)], tokens[:, :T], lengths, finished, logp[:, :T],
-                    entropy[:, :T], texts)
+    responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
+    return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(),
+                    policy.tokenizer.batch_decode(responses, skip_special_tokens=True), logp[:, :T], entropy[:, :T],
+                    torch.arange(T, device=lengths.device) < lengths[:, None])
 
 
-# ------------------------------------------------------------------------------------- 5. rewards and advantages
+# ----------------------------------------------------------------------------------- 5. rewards and advantages
 
 def load_reward(name):
-    """--reward -> a function (response, answer) -> float, or None for 'auto' (what each problem says)."""
-    if ":" in name:
-        path, function = name.rsplit(":", 1)
-        if not Path(path).is_file():
-            fail(f"--reward {name}: no file {path}")
-        spec = importlib.util.spec_from_file_location("user_reward", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
-            fail(f"--reward {name}: {path} has no function {function}")
-        return getattr(module, function)
-    if name not in ("auto", *verify.REWARDS):
-        fail(f"--reward {name}: choose from auto, {', '.join(verify.REWARDS)}, or path/to/file.py:function")
-    return verify.REWARDS.get(name)
+    """--reward -> a function (response, answer) -> float, or None for 'auto', which follows the kind of problem."""
+    path, _, function = name.rpartition(":")
+    if not path:
+        if name not in ("auto", *verify.REWARDS):
+            fail(f"--reward {name}: choose from auto, {', '.join(verify.REWARDS)}, or path/to/file.py:function")
+        return verify.REWARDS.get(name)
+    if not Path(path).is_file():
+        fail(f"--reward {name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location("user_reward", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        fail(f"--reward {name}: {path} has no function {function}")
+    return getattr(module, function)
 
 
-def rewards_of(rollouts, reward):
-    """Verify every response -> (B,) rewards on the CPU. A response that was cut off has given no answer: 0."""
-    return torch.tensor([float((reward or verify.REWARDS[p.kind])(text, p.answer)) if done else 0.0
-                         for p, text, done in zip(rollouts.problems, rollouts.texts, rollouts.finished.tolist())])
+def rewards_of(rollouts, reward=None):
+    """Verify every response -> rewards (B,), on the CPU. A response that was cut off has given no answer: 0."""
+    rewards = [float((reward or verify.REWARDS[problem.kind])(text, problem.answer)) if finished else 0.0
+               for problem, text, finished in zip(rollouts.problems, rollouts.texts, rollouts.finished)]
+    return torch.tensor(rewards)
 
 
 def advantages(rewards, kind="std"):
-    """Rewards (prompts, G) -> advantages of the same shape, A = (R - mean) / std within each group (GRPO), or
-    R - mean for kind "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards gives exactly 0."""
+    """rewards (prompts, G) -> advantages of the same shape: A = (R - mean) / std within each group (GRPO), or
+    R - mean for kind "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards gets exactly 0."""
     centred = rewards - rewards.mean(-1, keepdim=True)
     if kind == "std":
         centred = centred / rewards.std(-1, keepdim=True).clamp(min=1e-8)
-    return torch.where((rewards == rewards[:, :1]).all(-1, keepdim=True), 0.0, centred)
+    return centred.masked_fill((rewards == rewards[:, :1]).all(-1, keepdim=True), 0.0)
 
 
-# -------------------------------------------------------------------------------- 6. log-probability and entropy
+# ------------------------------------------------------------------------------ 6. log-probability and entropy
 
-def logp_entropy(hidden, head, targets, temperature, chunk_logits=2**25):
-    """Log-probability of `targets` and entropy of the whole distribution, for N tokens, fp32.
-
-    hidden (N, D) -> logp (N,), entropy (N,) in nats. The head is applied to chunks of tokens and again in backward,
-    so that only about `chunk_logits` logits (128 MB in fp32) ever exist, not N x V: with V = 150,000 and 4,096
-    tokens those would be 2.5 GB, several times over.
-    """
+def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
+    """Log-probability of `targets` (N,) and entropy of the whole distribution, for hidden states (N, D): two (N,)
+    tensors, fp32, nats. The head is applied to chunks of tokens, and again in backward: about `max_logits` logits
+    (128 MB) exist at once, and not N x V (2.5 GB at V = 150,000 and 4,096 tokens, several times over)."""
     def chunk(hidden, targets):
-        logp, entropy = log_softmax_entropy(head(hidden), temperature)                          # (n, V), (n,)
+        logp, entropy = log_softmax_entropy(head(hidden), temperature)              # (n, V), (n,)
         return logp.gather(-1, targets[:, None])[:, 0], entropy
 
-    size = max(1, chunk_logits // head.weight.shape[0])
+    size = max(1, max_logits // head.weight.shape[0])
     parts = [checkpoint(chunk, h, y, use_reentrant=False) for h, y in zip(hidden.split(size), targets.split(size))]
     return tuple(map(torch.cat, zip(*parts)))
 
 
-def score(model, rollouts, rows, temperature):
-    """The trainer's view of some rows of the rollouts -> logp (b, T), entropy (b, T), 0 outside the mask.
+def score(policy, prompts, responses, temperature):
+    """The trainer's view of some responses, lists of token ids -> logp (b, T), entropy (b, T), 0 after the end of
+    a response; T is the longest of these.
 
     Prompt and response follow each other without a gap and rows are padded on the right: causal attention then
     never sees padding, and no attention mask is needed.
     """
-    prompts, lengths = [rollouts.problems[i].ids for i in rows], rollouts.lengths[rows]
-    sequences = [torch.tensor(p, device=model.device) for p in prompts]
-    sequences = [torch.cat([p, rollouts.tokens[i, :n]]) for p, i, n in zip(sequences, rows, lengths.tolist())]
-    ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)                          # (b, W)
-    start = torch.tensor([len(p) for p in prompts], device=model.device)[:, None]               # (b, 1)
-    place = torch.arange(1, ids.shape[1], device=model.device)                                  # of the predicted token
-    predicted = (place >= start) & (place < start + lengths[:, None])                           # (b, W - 1)
-    with autocast(model):
-        hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]               # (b, W - 1, D)
-        flat = logp_entropy(hidden[predicted], model.get_output_embeddings(), ids[:, 1:][predicted], temperature)
-    mask = rollouts.mask[rows]
+    model = policy.model
+    ids = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)   # (b, W)
+    start, length = (torch.tensor([[len(x)] for x in lists], device=model.device) for lists in (prompts, responses))
+    place = torch.arange(1, ids.shape[1], device=model.device)             # what each column of `hidden` predicts
+    here = (place >= start) & (place < start + length)                              # (b, W - 1)
+    mask = torch.arange(int(length.max()), device=model.device) < length            # (b, T)
+    with policy.autocast():
+        hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]   # (b, W - 1, D)
+        flat = logp_entropy(hidden[here], model.get_output_embeddings(), ids[:, 1:][here], temperature)
     return tuple(torch.zeros(mask.shape, device=model.device).masked_scatter(mask, x) for x in flat)
 
 
 def micro_batches(rows, sizes, budget):
     """Split rows into micro-batches of at most `budget` tokens, padding counted; alike lengths go together."""
-    batches, batch = [], []
+    batches = [[]]
     for row in sorted(rows, key=lambda i: sizes[i]):
-        if batch and sizes[row] * (len(batch) + 1) > budget:  # sorted: this row is the longest so far
-            batches.append(batch)
-            batch = []
-        batch.append(row)
-    return batches + [batch]
+        if batches[-1] and sizes[row] * (len(batches[-1]) + 1) > budget:  # sorted: this row is the longest so far
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
-# --------------------------------------------------------------------------------- 7. the weighted clipped loss
+# ------------------------------------------------------------------------------- 7. the weighted clipped loss
 
 def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, pos_weight, neg_weight=1.0):
     """The sign-weighted, token-level clipped objective (arXiv 2511.05993), negated:
 
         J = 1/normalizer * sum_it w_i min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
 
-    with r = exp(logp - old_logp), w = pos_weight (lambda) where A > 0 and neg_weight elsewhere. logp, old_logp and
-    mask are (B, T), advantage is (B,). `normalizer` counts the response tokens of the whole update, of which these
-    rows may be a part. Returns the loss and sums over tokens per sign: tokens, clipped ones, their ratio.
+    with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else neg_weight. logp, old_logp and mask
+    are (B, T), advantage is (B,); `normalizer` counts the response tokens of the whole update, of which these rows
+    may be a part. Returns the loss and sums over the tokens of each sign: how many, clipped, their ratio.
     """
-    A = advantage[:, None]                                                                      # (B, 1)
-    ratio = (logp - old_logp).exp()                                                             # (B, T)
-    weight = torch.where(A > 0, pos_weight, neg_weight)                                         # (B, 1)
-    objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)       # (B, T)
+    A = advantage[:, None]                                                                     # (B, 1)
+    ratio = (logp - old_logp).exp()                                                            # (B, T)
+    weight = torch.where(A > 0, pos_weight, neg_weight)                             # (B, 1)
+    objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)  # (B, T)
     loss = -objective[mask].sum() / normalizer
-    with torch.no_grad():
-        stats = {}
-        for sign, chosen, dead in (("pos", A > 0, ratio > 1 + eps_high), ("neg", A < 0, ratio < 1 - eps_low)):
-            chosen = chosen & mask
-            stats |= {f"tokens_{sign}": chosen.sum(), f"clip_{sign}": (chosen & dead).sum(),
-                      f"ratio_{sign}": ratio[chosen].sum()}
+    stats = {}
+    for sign, chosen, clipped in (("pos", mask & (A > 0), ratio > 1 + eps_high), ("neg", mask & (A < 0), ratio < 1 - eps_low)):
+        stats |= {f"tokens_{sign}": chosen.sum().item(), f"clip_{sign}": (chosen & clipped).sum().item(),
+                  f"ratio_{sign}": ratio[chosen].sum().item()}
     return loss, stats
 
 
-def next_pos_weight(c, step, previous=None, entropy=None, epochs=None):
-    """lambda for step `step` (from 0), by c.pos_schedule. `entropy` is that of the batch before it, `previous` its
-    lambda; `epochs` is (epoch of this step from 1, number of epochs)."""
-    if c.pos_schedule == "stage":    # 0 in the first half of training, then a line up to 1
+def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
+    """lambda for step `step` (from 0), by c.pos_schedule. The entropy schedule starts at c.pos_weight and moves
+    from `previous` by the `entropy` of the batch before; `epoch` counts from 1 to `epochs`."""
+    if c.pos_schedule == "stage":  # 0 in the first half of training, then a line up to 1
         return max(0.0, 2 * step / max(1, c.steps - 1) - 1)
-    if c.pos_schedule == "epoch":    # (e - 1) / (E - 1)
-        return (epochs[0] - 1) / (epochs[1] - 1)
+    if c.pos_schedule == "epoch":
+        return (epoch - 1) / (epochs - 1)
     if c.pos_schedule == "entropy" and previous is not None:
         return min(1.0, max(0.0, previous + (-c.pos_delta if entropy < c.target_entropy else c.pos_delta)))
     return c.pos_weight
 
 
-# ------------------------------------------------------------------------------------------------ 8. evaluation
+# ----------------------------------------------------------------------------------------------- 8. evaluation
 
 def pass_at_k(n, correct, k):
-    """Chance that at least one of k samples is right, unbiased from n samples of which `correct` are:
-    1 - C(n - c, k) / C(n, k) (Chen et al., arXiv 2107.03374)."""
+    """Chance that one of k samples or more is right, unbiased, from n samples of which `correct` are:
+    1 - C(n - c, k) / C(n, k) (arXiv 2107.03374)."""
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
-def evaluate(model, tokenizer, stop_ids, problems, reward, c, step):
-    """Sample c.eval_samples responses to each held-out problem -> dict: avg (mean reward, avg@k), pass (unbiased,
-    k = 1, 2, 4, ..), entropy (nats per token), distinct (different correct responses per problem), length (tokens),
-    truncated (share). The random numbers are the same for every step, so that changes are the policy's."""
+def evaluate(policy, problems, reward, c):
+    """Sample c.eval_samples (K) responses to each held-out problem -> dict: avg (mean reward, avg@K), pass (for
+    k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem), length (tokens)
+    and truncated (share). The random numbers are always the same, so that a change is the policy's."""
     K = c.eval_samples
-    rollouts = rollout(model, tokenizer, stop_ids, problems, K, c, c.seed, "eval")
-    rewards = rewards_of(rollouts, reward).view(-1, K)                                          # (problems, K)
-    correct = (rewards > 0.5).sum(-1).tolist()
-    right = [{text for text, r in zip(rollouts.texts[i * K:], row) if r > 0.5} for i, row in enumerate(rewards.tolist())]
-    ks = [2**i for i in range(K.bit_length())]
-    return {"step": step, "avg": rewards.mean().item(),
-            "pass": {str(k): sum(pass_at_k(K, n, k) for n in correct) / len(correct) for k in ks},
-            "entropy": (rollouts.entropy.sum() / rollouts.lengths.sum()).item(),
-            "distinct": sum(map(len, right)) / len(right),
-            "length": rollouts.lengths.float().mean().item(),
-            "truncated": 1 - rollouts.finished.float().mean().item()}
+    rollouts = rollout(policy, problems, K, c, c.seed, "eval")
+    rewards = rewards_of(rollouts, reward).view(-1, K)                              # (problems, K)
+    right = [[text for text, r in zip(rollouts.texts[i * K:], row) if r > 0.5] for i, row in enumerate(rewards)]
+    return {"avg": rewards.mean().item(),
+            "pass": {str(k): sum(pass_at_k(K, len(texts), k) for texts in right) / len(right)
+                     for k in (2**i for i in range(K.bit_length()))},
+            "entropy": rollouts.entropy[rollouts.mask].mean().item(),
+            "distinct": sum(len(set(texts)) for texts in right) / len(right),
+            "length": rollouts.mask.sum().item() / rewards.numel(),
+            "truncated": 1 - sum(rollouts.finished) / rewards.numel()}
 
 
-def show_table(before, after):
-    """The before/after table on the screen."""
-    def rows(e):
-        return {f"avg@{list(e['pass'])[-1]}": e["avg"], **{f"pass@{k}": p for k, p in e["pass"].items() if k != "1"},
-                "entropy (nats per token)": e["entropy"], "distinct correct responses": e["distinct"],
-                "response length (tokens)": e["length"]}
+def show_table(before, after, K):
+    """Print held-out results before and after training."""
     print(f"\n{'held-out prompts':28}{'before':>10}{'after':>10}")
-    for (name, old), new in zip(rows(before).items(), rows(after).values()):
-        print(f"{name:28}{old:10.3f}{new:10.3f}")
+    for name, read in ((f"avg@{K}", lambda e: e["avg"]), *((f"pass@{k}", lambda e, k=k: e["pass"][k]) for k in after["pass"]),
+                       ("entropy (nats per token)", lambda e: e["entropy"]),
+                       ("distinct correct responses", lambda e: e["distinct"]),
+                       ("response length (tokens)", lambda e: e["length"])):
+        print(f"{name:28}{read(before):10.3f}{read(after):10.3f}")
 
 
-# -------------------------------------------------------------------------------------------------- 9. training
-
-def save_checkpoint(out, c, model, tokenizer, optimizer, step, pos_weight):
-    """Write out/checkpoint-<step>: a Hugging Face folder with the optimizer beside it; delete the oldest."""
-    def write(folder):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        torch.save({"step": step, "pos_weight": pos_weight, "optimizer": optimizer.state_dict()}, folder / "trainer.pt")
-    save_folder(out / f"checkpoint-{step:06d}", write)
-    for old in sorted(out.glob("checkpoint-*"))[:-c.keep]:
-        shutil.rmtree(old)
-
+# ------------------------------------------------------------------------------------------------- 9. training
 
 def open_run(c):
-    """Make or reopen the run folder -> (folder, last checkpoint or None). Lines of metrics.jsonl and samples.jsonl
-    from after that checkpoint are cut off: the steps will be done again."""
+    """Make or reopen the folder of the run -> (folder, its last checkpoint or None). On a resume, the lines of
+    metrics.jsonl and samples.jsonl from after the checkpoint are cut off: their steps will be done again."""
     out = Path(c.output_dir)
     if c.resume:
         last = max(out.glob("checkpoint-*"), default=None)
-        steps_done = int(last.name.split("-")[1]) if last else 0
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            lines = (out / name).read_text(encoding="utf8").splitlines() if (out / name).exists() else []
-            whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < steps_done]
-            (out / name).write_text("".join(line + "\n" for line in whole), encoding="utf8")
+        done = int(last.name.split("-")[1]) if last else 0
+        for file in (out / "metrics.jsonl", out / "samples.jsonl"):
+            lines = file.read_text(encoding="utf8").splitlines(keepends=True) if file.exists() else []
+            file.write_text("".join(x for x in lines if x.endswith("}\n") and json.loads(x)["step"] < done), encoding="utf8")
         return out, last
     if c.overwrite and (out / "config.json").exists():
         shutil.rmtree(out)
     if out.exists() and any(out.iterdir()):
-        fail(f"--output_dir {out}: already holds {'a run' if (out / 'config.json').exists() else 'something else'}; "
-             f"continue it with --resume {out}, delete it with --overwrite, or name another folder")
+        fail(f"--output_dir {out}: already holds {'a run' if (out / 'config.json').exists() else 'other files'}; "
+             f"use --resume {out} to go on with a run, --overwrite to delete it, or another --output_dir")
     return out, None
 
 
 def train(c):
-    """The whole job: load, evaluate, train, evaluate. Everything it leaves is in c.output_dir."""
+    """The whole job: load, evaluate, train, evaluate. All that it leaves is in c.output_dir."""
     began = time.perf_counter()
-    reward = load_reward(c.reward)
     out, last = open_run(c)
-    model, tokenizer, stop_ids = load_policy(c, last)
-    problems, held_out = load_problems(c, model, tokenizer)
-    if len(problems) * 2 > c.steps * c.prompts_per_step and c.pos_schedule == "epoch":
-        fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts are fewer than two epochs of "
+    reward = load_reward(c.reward)
+    policy = load_policy(c, last)
+    model, device = policy.model, policy.model.device
+    problems, held_out = load_problems(c, policy)
+    epochs = math.ceil(c.steps * c.prompts_per_step / len(problems))
+    if c.pos_schedule == "epoch" and epochs < 2:
+        fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts do not reach a second epoch of "
              f"{len(problems)} prompts; raise --steps or lower --num_prompts")
-    epochs = -(-c.steps * c.prompts_per_step // len(problems))
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-    start, pos_weight = 0, next_pos_weight(c, 0, epochs=(1, epochs))
+    first, pos_weight = 0, next_pos_weight(c, 0)
     if last:
-        state = torch.load(last / "trainer.pt", weights_only=True, map_location=model.device)
-        start, pos_weight = state["step"], state["pos_weight"]
+        state = torch.load(last / "trainer.pt", weights_only=True, map_location=device)
+        first, pos_weight = state["step"], state["pos_weight"]
         optimizer.load_state_dict(state["optimizer"])
-
     out.mkdir(parents=True, exist_ok=True)
-    config = {name: str(value) if value == math.inf else value for name, value in asdict(c).items() if name != "overwrite"}
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    print(f"{c.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {model.device.type}, "
+    saved = {k: "inf" if v == math.inf else v for k, v in asdict(c).items() if k not in ("overwrite", "resume", "refresh_demo")}
+    (out / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+    print(f"{c.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device.type}, "
           f"{len(problems)} prompts to train on, {len(held_out)} held out; writing to {out}", flush=True)
-    summary_file = out / "summary.json"
-    summary = json.loads(summary_file.read_text()) if last and summary_file.exists() else {}
+    summary = json.loads((out / "summary.json").read_text()) if last and (out / "summary.json").exists() else {}
     if held_out and "before" not in summary:
-        summary["before"] = evaluate(model, tokenizer, stop_ids, held_out, reward, c, 0)
-        summary_file.write_text(json.dumps(summary, indent=1) + "\n")
+        summary["before"] = evaluate(policy, held_out, reward, c)
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
-    stop_signals = []
+    stop = []  # Ctrl-C and SIGTERM end the run after the current step, a second one at once
 
     def ask_to_stop(number, frame):
-        if stop_signals:
+        if stop:
             raise KeyboardInterrupt
-        stop_signals.append(number)
-        tqdm.write("stopping after this step; once more stops at once and loses it")
+        stop.append(number)
+        tqdm.write("stopping after this step; once more stops at once and loses the step")
     handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def now():
-        if model.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    bar = tqdm(range(start, c.steps), initial=start, total=c.steps, unit="step", desc=c.preset)
-    with (open(out / "metrics.jsonl", "a", encoding="utf8") as metrics, open(out / "samples.jsonl", "a", encoding="utf8") as samples):
-        for step in bar:
-            # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
-            t0 = now()
-            places = range(step * c.prompts_per_step, (step + 1) * c.prompts_per_step)
-            orders = {e: random.Random(seed_of(c.seed, "order", e)).sample(problems, len(problems))
-                      for e in {i // len(problems) for i in places}}
-            batch = [orders[i // len(problems)][i % len(problems)] for i in places]
-            rollouts = rollout(model, tokenizer, stop_ids, batch, c.group_size, c, c.seed, "train", step)
-            mask, lengths = rollouts.mask, rollouts.lengths.tolist()                            # (B, T)
-            B, tokens = len(lengths), sum(lengths)
+    metrics, samples = (open(out / name, "a", encoding="utf8", buffering=1) for name in ("metrics.jsonl", "samples.jsonl"))
+    bar = tqdm(range(first, c.steps), initial=first, total=c.steps, unit="step", desc=c.preset)
+    for step in bar:
+        # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
+        clock = [now()]
+        places = range(step * c.prompts_per_step, (step + 1) * c.prompts_per_step)
+        orders = {e: random.Random(seed_of(c.seed, "order", e)).sample(problems, len(problems))
+                  for e in {i // len(problems) for i in places}}
+        batch = [orders[i // len(problems)][i % len(problems)] for i in places]
+        rollouts = rollout(policy, batch, c.group_size, c, c.seed, "train", step)
+        prompts, responses, mask = [p.ids for p in rollouts.problems], rollouts.responses, rollouts.mask  # mask (B, T)
+        B, tokens = mask.shape[0], int(mask.sum())
+        clock.append(now())
 
-            # 2. Verify them.
-            t1 = now()
-            rewards = rewards_of(rollouts, reward)                                              # (B,)
+        # 2. Verify them.
+        rewards = rewards_of(rollouts, reward)                                      # (B,)
+        clock.append(now())
 
-            # 3. Compare each with its group.
-            advantage = advantages(rewards.view(-1, c.group_size), c.advantage).view(-1).to(model.device)  # (B,)
+        # 3. Compare each response with its group; all its tokens get its advantage.
+        groups = rewards.view(-1, c.group_size)                                     # (prompts, G)
+        advantage = advantages(groups, c.advantage).view(-1).to(device)             # (B,)
 
-            # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
-            t2 = now()
-            sizes = [len(p.ids) + n for p, n in zip(rollouts.problems, lengths)]
-            old_logp, entropy = torch.zeros_like(rollouts.logp), torch.zeros_like(rollouts.logp)  # (B, T)
-            with torch.no_grad():
-                for rows in micro_batches(range(B), sizes, c.micro_batch_tokens):
-                    old_logp[rows], entropy[rows] = score(model, rollouts, rows, c.temperature)
-            gap = (old_logp - rollouts.logp).abs()
-            if gap.sum() > 0.1 * tokens:
-                fail(f"step {step}: sampler and trainer disagree on the log-probability of a token by "
-                     f"{gap.sum() / tokens:.2f} nats on average; this model's logits are not head(hidden state)")
-            H, H_pos, H_neg = (entropy[m].mean().item() if m.any() else None for m in (
-                mask, mask & (advantage > 0)[:, None], mask & (advantage < 0)[:, None]))
+        # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
+        sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
+        old_logp, entropy = torch.zeros_like(rollouts.logp), torch.zeros_like(rollouts.logp)  # (B, T)
+        with torch.no_grad():
+            for rows in micro_batches(range(B), sizes, c.micro_batch_tokens):
+                logp, H = score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
+                old_logp[rows, :logp.shape[1]], entropy[rows, :logp.shape[1]] = logp, H
+        gap = (old_logp - rollouts.logp).abs()
+        if not torch.isfinite(old_logp).all():
+            fail(f"step {step}: a log-probability is not finite, so the update before broke the policy; the last good "
+                 f"state is {max(out.glob('checkpoint-*'), default='that of the start')}; try a lower --lr")
+        if gap.sum() > 0.1 * tokens:
+            fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats on the mean "
+                 f"log-probability: the logits of {c.model} are not its head applied to its last hidden state")
+        clock.append(now())
 
-            # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
-            t3 = now()
-            optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
-            stats, losses, norms, ratio_gap, seen = Counter(), [], [], None, 0
-            model.train(c.gradient_checkpointing)  # Hugging Face checkpoints activations in training mode only
-            for reuse in range(c.reuse):
-                order = random.Random(seed_of(c.seed, "mini-batches", step, reuse)).sample(range(len(batch)), len(batch))
-                for update in range(c.updates_per_batch):
-                    rows = [i * c.group_size + g for i in order[update::c.updates_per_batch] for g in range(c.group_size)]
-                    normalizer, loss_sum = sum(lengths[i] for i in rows), 0.0
-                    for part in micro_batches(rows, sizes, c.micro_batch_tokens):
-                        logp, _ = score(model, rollouts, part, c.temperature)
-                        loss, part_stats = policy_loss(logp, old_logp[part], advantage[part], mask[part], normalizer,
-                                                       c.eps_low, c.eps_high, pos_weight, c.neg_weight)
-                        loss.backward()
-                        loss_sum += loss.item()
-                        stats.update({name: value.item() for name, value in part_stats.items()})
-                        seen += int(mask[part].sum())
-                        if not norms:  # before the first update the ratio is 1, up to rounding
-                            ratio_gap = max(ratio_gap or 0.0, (logp - old_logp[part]).abs().max().item())
-                    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
-                    if not math.isfinite(norm + loss_sum):
-                        save_folder(out / "last_good", lambda new: (model.save_pretrained(new), tokenizer.save_pretrained(new)))
-                        fail(f"step {step}: the loss or its gradient is not finite; the weights from before this update "
-                             f"are in {out / 'last_good'}; try a lower --lr")
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    losses.append(loss_sum)
-                    norms.append(norm)
-            model.eval()
-            if ratio_gap > 0.5 or seen != tokens * c.reuse:
-                fail(f"step {step}: the first update saw a ratio off 1 by {ratio_gap:.2f} and {seen} tokens for {tokens} x "
-                     f"{c.reuse} sampled: scoring is not the same twice (dropout?) or the mask is wrong")
+        # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
+        optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
+        stats, ratio_gap = Counter(), 0.0
+        model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
+        for update in range(c.reuse * c.updates_per_batch):
+            reuse, part = divmod(update, c.updates_per_batch)
+            order = random.Random(seed_of(c.seed, "mini-batches", step, reuse)).sample(range(len(batch)), len(batch))
+            mini_batch = [i * c.group_size + g for i in order[part::c.updates_per_batch] for g in range(c.group_size)]
+            normalizer, loss_sum = sum(len(responses[i]) for i in mini_batch), 0.0
+            for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens):
+                logp, _ = score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
+                old, live = old_logp[rows, :logp.shape[1]], mask[rows, :logp.shape[1]]
+                loss, sums = policy_loss(logp, old, advantage[rows], live, normalizer, c.eps_low, c.eps_high,
+                                         pos_weight, c.neg_weight)
+                loss.backward()
+                loss_sum += loss.item()
+                stats.update(sums, tokens=int(live.sum()))
+                if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
+                    ratio_gap = max(ratio_gap, ((logp - old).exp() - 1).abs().max().item())
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
+            if not math.isfinite(norm + loss_sum):
+                policy.save(out / "last_good")
+                fail(f"step {step}: the loss or its gradient is not finite; the weights from before this update are "
+                     f"in {out / 'last_good'}; try a lower --lr")
+            optimizer.step()
+            optimizer.zero_grad()
+            stats.update(loss=loss_sum, grad_norm=norm, updates=1)
+        model.eval()
+        if ratio_gap > 0.5 or stats["tokens"] != tokens * c.reuse:
+            fail(f"step {step}: before the first update the ratio was off 1 by {ratio_gap:.2f}, and {stats['tokens']} "
+                 f"tokens were trained on for {c.reuse} x {tokens}: scoring is not the same twice (dropout?)")
+        clock.append(now())
 
-            # 6. Log, move lambda, save.
-            t4 = now()
-            share = {sign: max(1, stats[f"tokens_{sign}"]) for sign in ("pos", "neg")}
-            grouped = rewards.view(-1, c.group_size)
-            record = {
-                "step": step, "reward": rewards.mean().item(), "entropy": H, "entropy_pos": H_pos, "entropy_neg": H_neg,
-                "lambda": pos_weight, "loss": sum(losses) / len(losses),
-                **{f"clip_{s}": stats[f"clip_{s}"] / share[s] for s in share},
-                **{f"ratio_{s}": stats[f"ratio_{s}"] / share[s] for s in share},
-                **{f"share_{s}": stats[f"tokens_{s}"] / seen for s in share},
-                "zero_adv": (grouped == grouped[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
-                "truncated": 1 - rollouts.finished.float().mean().item(), "grad_norm": sum(norms) / len(norms), "lr": lr,
-                "logp_gap": gap.max().item(), "ratio_gap": ratio_gap, "tokens": tokens, "seconds_sample": t1 - t0,
-                "seconds_verify": t2 - t1, "seconds_score": t3 - t2, "seconds_update": t4 - t3}
-            metrics.write(json.dumps(record) + "\n")
-            metrics.flush()
-            for i in range(0, B, max(1, B // max(1, c.log_samples)))[:c.log_samples]:
-                samples.write(json.dumps({
-                    "step": step, "prompt": rollouts.problems[i].prompt, "response": rollouts.texts[i],
-                    "reward": rewards[i].item(), "advantage": advantage[i].item(),
-                    "finish_reason": "stop" if rollouts.finished[i] else "length",
-                    "entropy": entropy[i].sum().item() / lengths[i]}, ensure_ascii=False) + "\n")
-            samples.flush()
-            bar.set_postfix_str(f"reward {record['reward']:.3f}, entropy {H:.3f}, lambda {pos_weight:.2f}", refresh=False)
-            epoch = (step + 1) * c.prompts_per_step // len(problems) + 1
-            pos_weight = next_pos_weight(c, step + 1, pos_weight, H, (min(epoch, epochs), epochs))
-            if stop_signals or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
-                save_checkpoint(out, c, model, tokenizer, optimizer, step + 1, pos_weight)
-            if stop_signals:
-                break
+        # 6. Log, move lambda, save.
+        record = {"step": step, "reward": rewards.mean().item(), "lambda": pos_weight, "lr": lr}
+        for name, sign in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)[:, None]),
+                           ("entropy_neg", mask & (advantage < 0)[:, None])):
+            record[name] = entropy[sign].mean().item() if sign.any() else None
+        for sign in ("pos", "neg"):
+            count = stats[f"tokens_{sign}"]
+            record[f"share_{sign}"] = count / stats["tokens"]
+            record |= {f"{name}_{sign}": stats[f"{name}_{sign}"] / max(1, count) for name in ("clip", "ratio")}
+        record |= {name: stats[name] / stats["updates"] for name in ("loss", "grad_norm")}
+        record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
+                   "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(), "ratio_gap": ratio_gap,
+                   "tokens": tokens}
+        for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
+            record[f"seconds_{name}"] = end - start
+        metrics.write(json.dumps(record) + "\n")
+        for i in range(0, B, max(1, B // max(1, c.log_samples)))[:c.log_samples]:
+            samples.write(json.dumps({
+                "step": step, "prompt": batch[i // c.group_size].prompt, "response": rollouts.texts[i],
+                "reward": rewards[i].item(), "advantage": advantage[i].item(),
+                "finish_reason": "stop" if rollouts.finished[i] else "length",
+                "entropy": entropy[i].sum().item() / len(responses[i])}, ensure_ascii=False) + "\n")
+        bar.set_postfix_str(f"reward {record['reward']:.3f}, entropy {record['entropy']:.3f}, lambda {pos_weight:.2f}",
+                            refresh=False)
+        epoch = min(places.stop // len(problems) + 1, epochs)
+        pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
+        if stop or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
+            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, optimizer=optimizer.state_dict())
+            for old in sorted(out.glob("checkpoint-*"))[:-c.keep]:
+                shutil.rmtree(old)
+        if stop:
+            fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
+
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    if stop_signals:
-        fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
-
-    save_folder(out / "final", lambda new: (model.save_pretrained(new), tokenizer.save_pretrained(new)))
+    policy.save(out / "final")
     if held_out:
-        summary["after"] = evaluate(model, tokenizer, stop_ids, held_out, reward, c, c.steps)
-        show_table(summary["before"], summary["after"])
+        summary["after"] = evaluate(policy, held_out, reward, c)
+        show_table(summary["before"], summary["after"], c.eval_samples)
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
-    summary_file.write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, its run in {out}")
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
 
 
-# ----------------------------------------------------------------------------------------------------- 10. main
+# ---------------------------------------------------------------------------------------------------- 10. main
 
 def main(argv=None):
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here
     transformers_logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
     try:
         train(parse_config(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
