@@ -1,27 +1,26 @@
 """RLVR with Positive-Advantage Reweighting, in one readable file.
 
-Reinforcement learning with verifiable rewards (RLVR): sample several responses to a prompt, let a program verify
-each one (right 1, wrong 0), and make the right ones more likely. Accuracy rises, and the policy's entropy
-collapses on the way: its answers get less varied and over-confident. "Revisiting Entropy in Reinforcement Learning
-for Large Reasoning Models" (arXiv 2511.05993) finds that tokens with a positive advantage drive the collapse. So
-their loss gets a weight, lambda, and lambda steers the entropy.
+Reinforcement learning with verifiable rewards (RLVR): sample several responses to a prompt, let a program
+verify each one (right 1, wrong 0), and make the right ones more likely. Accuracy rises, and the policy's
+entropy collapses on the way: its answers get less varied and over-confident. "Revisiting Entropy in
+Reinforcement Learning for Large Reasoning Models" (arXiv 2511.05993) finds that tokens with a positive
+advantage drive the collapse. So their loss gets a weight, lambda, and lambda steers the entropy.
 
-    python rlvr.py                                                            # a demo on a laptop CPU, no network
-    python rlvr.py --preset grpo                                              # the same without the method
-    python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k  # a real model on one GPU
+    python rlvr.py                                                            # a demo on a laptop CPU, no
+    network python rlvr.py --preset grpo                                              # the same without the
+    method python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k  # a real model on one GPU
     python rlvr.py --help                                                     # every knob
 
-One step, in the order of this file: sample G responses to each prompt; verify them; turn the rewards of each group
-into advantages; score every token (log-probability, entropy); update the policy with the clipped, sign-weighted
-loss, in several mini-batches and passes; log.
+One step, in the order of this file: sample G responses to each prompt; verify them; turn the rewards of each
+group into advantages; score every token (log-probability, entropy); update the policy with the clipped,
+sign-weighted loss, in several mini-batches and passes; log.
 
 Where this differs from the paper: the standard deviation of a group is the sample one (as in TRL and verl); a
 response that the length limit cut off gets reward 0; dropout is off, so that sampler and trainer are the same
 distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 
-Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt and
-response, N response tokens of all rows in one flat list, V vocabulary, D hidden size.
-"""
+Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt
+and response, N response tokens of all rows in one flat list, V vocabulary, D hidden size. """
 import argparse
 import importlib.util
 import json
@@ -34,7 +33,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,10 +63,25 @@ def seed_of(*coordinates):
     return random.Random(repr(coordinates)).getrandbits(63)
 
 
-# --------------------------------------------------------------------------------------------------- 1. config
+# -------------------------------------------------------------------------------------------------- 1. config
 
-def knob(default, help):
-    return field(default=default, metadata={"help": help})
+PRESETS = {  # configurations of the paper, as changes to the defaults
+    "grpo": {},
+    "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
+    "adv_nonneg": dict(neg_weight=0.0),
+    "adv_nonpos": dict(pos_weight=0.0),
+    "pos_adv_stage": dict(pos_schedule="stage"),
+    "pos_adv_epoch": dict(pos_schedule="epoch", num_prompts=640),  # few enough to see several epochs
+    "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0),
+}
+# What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
+DEMO = dict(steps=40, prompts_per_step=64, group_size=16, updates_per_batch=2, reuse=4, eps_low=0.05,
+            eps_high=0.05, lr=1e-4, target_entropy=0.15, num_prompts=6000, max_prompt_tokens=32,
+            max_new_tokens=32, sample_rows=2048, micro_batch_tokens=8192, eval_prompts=256)
+
+
+def knob(default, help, allowed=None):
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 @dataclass
@@ -81,58 +95,43 @@ class Config:
     prompt_column: str | None = knob(None, "column of the question: text or chat messages (found by name)")
     answer_column: str | None = knob(None, "column of the answer or the tests (found by name)")
     reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function(response, answer)")
-    preset: str = knob("pos_adv_entropy", "a configuration of the paper; explicit flags win over it")
+    preset: str = knob("pos_adv_entropy", f"one of {', '.join(PRESETS)}; explicit flags win")
     output_dir: str | None = knob(None, "folder of the run (runs/<preset>-...-seed<seed>)")
     overwrite: bool = knob(False, "delete the run that is in --output_dir")
     resume: str | None = knob(None, "folder of a run to continue, with its config, from its last checkpoint")
     seed: int = knob(0, "seeds the order of the prompts and the sampling")
 
-    steps: int = knob(200, "batches of rollouts")
-    prompts_per_step: int = knob(32, "prompts per batch of rollouts")
-    group_size: int = knob(8, "responses per prompt (G)")
-    updates_per_batch: int = knob(4, "mini-batches per pass over a batch of rollouts")
-    reuse: int = knob(1, "passes over a batch of rollouts")
+    steps: int = knob(200, "batches of rollouts", ">= 0")
+    prompts_per_step: int = knob(32, "prompts per batch of rollouts", "> 0")
+    group_size: int = knob(8, "responses per prompt (G)", ">= 2")
+    updates_per_batch: int = knob(4, "mini-batches per pass over a batch of rollouts", "> 0")
+    reuse: int = knob(1, "passes over a batch of rollouts", "> 0")
     advantage: Literal["std", "mean"] = knob("std", "(R - mean) / std of the group, or R - mean (Dr. GRPO)")
-    eps_low: float = knob(0.2, "the ratio is clipped below 1 - eps_low (inf: never)")
-    eps_high: float = knob(0.2, "the ratio is clipped above 1 + eps_high (inf: never)")
-    pos_weight: float = knob(1.0, "lambda, weight of positive-advantage tokens; the entropy schedule's start")
-    neg_weight: float = knob(1.0, "weight of negative-advantage tokens")
-    pos_schedule: Literal["constant", "stage", "epoch", "entropy"] = knob("constant", "how lambda moves")
-    target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, nats per token (delta)")
-    pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch of rollouts (Delta)")
-    lr: float = knob(1e-6, "learning rate of AdamW after warm-up")
-    warmup_steps: int = knob(5, "steps of linear warm-up")
-    weight_decay: float = knob(0.0, "weight decay of AdamW")
-    max_grad_norm: float = knob(1.0, "gradient clipping")
+    eps_low: float = knob(0.2, "the ratio is clipped below 1 - eps_low (inf: never)", ">= 0")
+    eps_high: float = knob(0.2, "the ratio is clipped above 1 + eps_high (inf: never)", ">= 0")
+    pos_weight: float = knob(1.0, "lambda, weight of positive-advantage tokens; the entropy schedule's start", ">= 0")
+    neg_weight: float = knob(1.0, "weight of negative-advantage tokens", ">= 0")
+    pos_schedule: Literal["constant", "stage", "epoch", "entropy"] = knob(
+        "constant", "how lambda moves: constant, stage, epoch or entropy")
+    target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, nats per token (delta)", ">= 0")
+    pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch of rollouts (Delta)", ">= 0")
+    lr: float = knob(1e-6, "learning rate of AdamW after warm-up", "> 0")
+    warmup_steps: int = knob(5, "steps of linear warm-up", ">= 0")
+    weight_decay: float = knob(0.0, "weight decay of AdamW", ">= 0")
+    max_grad_norm: float = knob(1.0, "gradient clipping", "> 0")
 
-    temperature: float = knob(1.0, "sampling temperature; log-probabilities and entropies use it too")
-    max_prompt_tokens: int = knob(512, "longer prompts are dropped")
-    max_new_tokens: int = knob(512, "longer responses are cut off and get reward 0")
-    sample_rows: int = knob(256, "responses decoded at once (memory: KV cache)")
-    micro_batch_tokens: int = knob(4096, "tokens per forward and backward pass (memory: activations)")
+    temperature: float = knob(1.0, "sampling temperature; log-probabilities and entropies use it too", "> 0")
+    max_prompt_tokens: int = knob(512, "longer prompts are dropped", "> 0")
+    max_new_tokens: int = knob(512, "longer responses are cut off and get reward 0", "> 0")
+    sample_rows: int = knob(256, "responses decoded at once (memory: KV cache)", "> 0")
+    micro_batch_tokens: int = knob(4096, "tokens per forward and backward pass (memory: activations)", "> 0")
     gradient_checkpointing: bool = knob(False, "recompute activations in backward: slower, less memory")
-    eval_prompts: int = knob(64, "held-out prompts (0: no evaluation)")
-    eval_samples: int = knob(32, "responses per held-out prompt")
-    save_every: int = knob(50, "steps between checkpoints")
-    keep: int = knob(1, "checkpoints to keep")
-    log_samples: int = knob(8, "rollouts per step to write to samples.jsonl")
+    eval_prompts: int = knob(64, "held-out prompts (0: no evaluation)", ">= 0")
+    eval_samples: int = knob(32, "responses per held-out prompt", "> 0")
+    save_every: int = knob(50, "steps between checkpoints", "> 0")
+    keep: int = knob(1, "checkpoints to keep", "> 0")
+    log_samples: int = knob(8, "rollouts per step to write to samples.jsonl", ">= 0")
     refresh_demo: bool = knob(False, "pretrain the demo model again")
-
-
-# The demo's network is tiny, so its learning rate is large. Reuse and a tight clip: see the README on the regime.
-DEMO = dict(steps=40, prompts_per_step=64, group_size=16, updates_per_batch=2, reuse=4, eps_low=0.05, eps_high=0.05,
-            lr=1e-4, target_entropy=0.15, num_prompts=6000, max_prompt_tokens=32, max_new_tokens=32,
-            sample_rows=2048, micro_batch_tokens=8192, eval_prompts=256)
-
-PRESETS = {
-    "grpo": {},
-    "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
-    "adv_nonneg": dict(neg_weight=0.0),
-    "adv_nonpos": dict(pos_weight=0.0),
-    "pos_adv_stage": dict(pos_schedule="stage"),
-    "pos_adv_epoch": dict(pos_schedule="epoch"),
-    "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0),
-}
 
 
 class Parser(HfArgumentParser):
@@ -150,8 +149,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def parse_config(argv):
-    """Command line -> Config. What wins, from weak to strong: the field's default, DEMO (when the model is the
-    demo), the preset, the config of the run to resume, an explicit flag."""
+    """Command line -> Config. What wins, from weak to strong: the field's default, DEMO (when the model is
+    the demo), the preset, the config of the run to resume, an explicit flag."""
     parser = Parser(Config, prog="rlvr.py", description=__doc__.splitlines()[0], allow_abbrev=False,
                     formatter_class=HelpFormatter, usage="python rlvr.py [--flag value ...]")
     early, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
@@ -172,22 +171,19 @@ def parse_config(argv):
 
 
 def check_config(c, explicit=()):
-    """Fail in one line on a value out of range, or on flags (`explicit` names them) that contradict each other."""
-    for name in ("prompts_per_step", "updates_per_batch", "reuse", "max_prompt_tokens", "max_new_tokens", "sample_rows",
-                 "micro_batch_tokens", "eval_samples", "save_every", "keep", "lr", "temperature", "max_grad_norm"):
-        if not getattr(c, name) > 0:
-            fail(f"--{name} {getattr(c, name)}: must be greater than 0")
-    for name in ("steps", "eps_low", "eps_high", "pos_weight", "neg_weight", "target_entropy", "pos_delta",
-                 "warmup_steps", "weight_decay", "eval_prompts", "log_samples"):
-        if not getattr(c, name) >= 0:
-            fail(f"--{name} {getattr(c, name)}: must not be negative")
-    idle = {"subset", "split", "prompt_column", "answer_column"} & set(explicit)
+    """Fail in one line on a value out of range, or on flags (`explicit` names them) that contradict each
+    other."""
+    for knob in fields(c):
+        value, allowed = getattr(c, knob.name), knob.metadata["allowed"]
+        sign, _, bound = (allowed or ">= -inf").partition(" ")
+        if allowed and not (value > float(bound) if sign == ">" else value >= float(bound)):
+            fail(f"--{knob.name} {value}: must be {allowed}")
+    idle = sorted({"subset", "split", "prompt_column", "answer_column"} & set(explicit))
     for wrong, message in (
-            (c.group_size < 2, f"--group_size {c.group_size}: a response is compared with its group; use 2 or more"),
             (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
              f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
             (c.prompts_per_step % c.updates_per_batch,
-             f"--updates_per_batch {c.updates_per_batch}: must divide --prompts_per_step {c.prompts_per_step}"),
+             f"--updates_per_batch {c.updates_per_batch}: no divisor of --prompts_per_step {c.prompts_per_step}"),
             (c.resume and c.overwrite, "--resume continues a run and --overwrite deletes it: leave out one"),
             (c.resume and "output_dir" in explicit, "--resume writes where the run is: leave out --output_dir"),
             (c.pos_schedule == "entropy" and c.pos_weight > 1,
@@ -196,20 +192,20 @@ def check_config(c, explicit=()):
              f"--pos_weight is what --pos_schedule {c.pos_schedule} sets: leave out one"),
             (c.pos_schedule != "entropy" and {"target_entropy", "pos_delta"} & set(explicit),
              f"--target_entropy and --pos_delta do nothing with --pos_schedule {c.pos_schedule}"),
-            (c.dataset == "countdown" and idle, f"--{min(idle, default='')} does nothing with the countdown task")):
+            (c.dataset == "countdown" and idle, f"--{', --'.join(idle)}: means nothing for countdown")):
         if wrong:
             fail(message)
 
 
-# ------------------------------------------------------------------------------------------------- 2. problems
+# ------------------------------------------------------------------------------------------------ 2. problems
 
 INSTRUCTIONS = {  # appended to every question, so that the verifier finds the answer
     "math": "Reason step by step, and put the final answer within \\boxed{}.",
     "code": "Write the solution in Python, in one ```python block.",
-    "countdown": "Reason step by step, and end with the expression, for example <answer>(1 + 2) * 3</answer>.",
+    "countdown": "Reason step by step. End with the expression, for example <answer>(1 + 2) * 3</answer>.",
 }
 PLAIN_TEMPLATE = "Question: {question}\n{instruction}\nAnswer:"  # for a tokenizer without a chat template
-COUNTDOWN_QUESTION = "Use each of the numbers {numbers} exactly once, with + - * / and brackets, to get {target}."
+COUNTDOWN_QUESTION = "With + - * / and brackets, use each number of {numbers} exactly once to get {target}."
 PROMPT_COLUMNS = ("question", "problem", "prompt", "text")
 ANSWER_COLUMNS = ("test_list", "reward_model", "answer", "solution", "ground_truth")
 
@@ -223,8 +219,8 @@ class Problem:
 
 
 def random_calculation(rand, count=3, high=20, max_target=99):
-    """A random legal calculation -> numbers, target, its steps as text ("7*3=21,21+5=26"). Intermediate results
-    are whole and not negative."""
+    """A random legal calculation -> numbers, target, its steps as text ("7*3=21,21+5=26"). Intermediate
+    results are whole and not negative."""
     while True:
         numbers = [rand.randint(1, high) for _ in range(count)]
         values, steps = list(numbers), []
@@ -283,18 +279,20 @@ def load_rows(c):
         fail(f"--dataset {c.dataset}: cannot be loaded", error)
 
 
-def find_column(columns, flag, given, known, dataset):
-    """The first of the known names that the data set has, or the one given."""
+def find_column(c, rows, flag, known):
+    """The column that the flag names, else the first of the known names that the data set has."""
+    given = getattr(c, flag)
     for name in [given] if given else known:
-        if name in columns:
+        if name in rows.column_names:
             return name
-    fail(f"--dataset {dataset}: no column {given or ' or '.join(known)}; it has {', '.join(columns)}; "
-         f"name one with --{flag}")
+    fail(f"--dataset {c.dataset}: no column {given or ' or '.join(known)}; it has "
+         f"{', '.join(rows.column_names)}; name one with --{flag}")
 
 
 def read_answer(value):
-    """An answer cell -> what the verifier compares with, or None. A list is MBPP's asserts; GSM8K has the answer
-    after '####', MATH in the last box of the solution, DAPO-Math-17k in reward_model["ground_truth"]."""
+    """An answer cell -> what the verifier compares with, or None. A list is MBPP's asserts; GSM8K has the
+    answer after '####', MATH in the last box of the solution, DAPO-Math-17k in
+    reward_model["ground_truth"]."""
     if isinstance(value, dict):
         value = value.get("ground_truth")
     if isinstance(value, list):
@@ -308,13 +306,14 @@ def read_answer(value):
 
 
 def dataset_problems(c):
-    """Yield the problems of a data set as (question, answer, kind); a question is text or chat messages. Repeated
-    questions are left out, so that train and held-out prompts are disjoint; unusable rows are counted."""
+    """Yield the problems of a data set as (question, answer, kind); a question is text or chat messages.
+    Repeated questions are left out, so that train and held-out prompts are disjoint; unusable rows are
+    counted."""
     rows = load_rows(c)
     if not len(rows):
         fail(f"--dataset {c.dataset}: has no rows in split {c.split}")
-    prompt_column = find_column(rows.column_names, "prompt_column", c.prompt_column, PROMPT_COLUMNS, c.dataset)
-    answer_column = find_column(rows.column_names, "answer_column", c.answer_column, ANSWER_COLUMNS, c.dataset)
+    prompt_column = find_column(c, rows, "prompt_column", PROMPT_COLUMNS)
+    answer_column = find_column(c, rows, "answer_column", ANSWER_COLUMNS)
     seen, bad = set(), []
     for number in random.Random("rows").sample(range(len(rows)), len(rows)):
         row = rows[number]
@@ -329,12 +328,15 @@ def dataset_problems(c):
 
 
 def render(question, answer, kind, tokenizer):
-    """A problem -> its prompt as text and tokens. Text gets the instruction; chat messages are taken as they are."""
+    """A problem -> its prompt as text and tokens. Text gets the instruction; chat messages are taken as they
+    are."""
     instruction = INSTRUCTIONS[kind]
     if kind == "code":  # the first test shows the name and the arguments that all of them use
         instruction += f" It must pass tests such as: {answer['tests'][0]}"
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": f"{question}\n{instruction}"}] if isinstance(question, str) else question
+        messages = question
+        if isinstance(question, str):
+            messages = [{"role": "user", "content": f"{question}\n{instruction}"}]
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return text, tokenizer.encode(text, add_special_tokens=False)  # the template wrote them already
     question = question if isinstance(question, str) else "\n".join(m["content"] for m in question)
@@ -343,10 +345,10 @@ def render(question, answer, kind, tokenizer):
 
 
 def load_problems(c, policy):
-    """-> (train, held_out), disjoint lists of Problem; the held-out ones are the same for every seed, and at most
-    a fifth of a data set."""
+    """-> (train, held_out), disjoint lists of Problem; the held-out ones are the same for every seed, and at
+    most a fifth of a data set."""
     builtin, tokenizer = c.dataset == "countdown", policy.tokenizer
-    want = math.inf if c.num_prompts is None and not builtin else (c.num_prompts or 6000) + c.eval_prompts
+    want = (c.num_prompts or (10000 if builtin else math.inf)) + c.eval_prompts
     problems, dropped = [], 0
     for question, answer, kind in countdown_problems(want) if builtin else dataset_problems(c):
         if builtin and is_demo(policy.model):
@@ -363,19 +365,19 @@ def load_problems(c, policy):
     if dropped:
         print(f"dropped {dropped} prompts longer than --max_prompt_tokens {c.max_prompt_tokens}")
     if is_demo(policy.model) and not builtin:
-        print(f"the demo model knows the characters {DEMO_CHARACTERS} only: it does not see the others of your prompts")
+        print(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
     held_out = min(c.eval_prompts, len(problems) // 5)
     if len(problems) - held_out < c.prompts_per_step:
-        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} are longer than --max_prompt_tokens), "
-             f"{held_out} of them held out: too few for --prompts_per_step {c.prompts_per_step}")
+        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} longer than --max_prompt_tokens), of "
+             f"which {held_out} held out: too few for --prompts_per_step {c.prompts_per_step}")
     return problems[held_out:], problems[:held_out]
 
 
-# --------------------------------------------------------------------------------------------------- 3. policy
+# -------------------------------------------------------------------------------------------------- 3. policy
 
 DEMO_CHARACTERS = "0123456789+-*/=,:"
-DEMO_RECIPE = dict(numbers=3, high=20, max_target=99, careless=0.5, hidden=64, layers=4, heads=4, feed_forward=256,
-                   steps=1000, batch=128, lr=4e-3, muon_lr=0.02, warmup=50, seed=0)
+DEMO_RECIPE = dict(numbers=3, high=20, max_target=99, careless=0.5, hidden=64, layers=4, heads=4,
+                   feed_forward=256, steps=1000, batch=128, lr=4e-3, muon_lr=0.02, warmup=50, seed=0)
 
 
 @dataclass
@@ -405,7 +407,8 @@ class Policy:
 
 
 def is_demo(model):
-    """Whether this is the demo model: the name 'demo', a folder it was saved in, or the loaded model itself."""
+    """Whether this is the demo model: the name 'demo', a folder it was saved in, or the loaded model
+    itself."""
     if isinstance(model, str):
         saved = Path(model, "config.json")
         return model == "demo" or saved.is_file() and '"rlvr_demo"' in saved.read_text()
@@ -413,17 +416,21 @@ def is_demo(model):
 
 
 def demo_tokenizer():
-    """One token per character; as a BPE without merges it survives AutoTokenizer, whatever class that picks."""
+    """One token per character; as a BPE without merges it survives AutoTokenizer, whatever class that
+    picks."""
     from tokenizers import Tokenizer, decoders, models
-    core = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *DEMO_CHARACTERS])}, []))
+    special = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    vocabulary = [*special.values(), *DEMO_CHARACTERS]
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
     core.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
 def pretrain_demo(folder):
-    """Build the demo policy and save it as a Hugging Face folder: about two minutes on two cores. It learns from
-    random legal calculations. In a share of them the target is replaced by a random one: such careless text,
-    arithmetic right and goal ignored, leaves what web text leaves in a pretrained model, the skill, buried."""
+    """Build the demo policy and save it as a Hugging Face folder: about two minutes on two cores. It learns
+    from random legal calculations. In a share of them the target is replaced by a random one: such careless
+    text, arithmetic right and goal ignored, leaves what web text leaves in a pretrained model, the skill,
+    buried."""
     recipe, tokenizer = DEMO_RECIPE, demo_tokenizer()
     rand = random.Random(recipe["seed"])
     with torch.random.fork_rng():
@@ -446,7 +453,8 @@ def pretrain_demo(folder):
     for _ in bar:
         prompts, responses = [], []
         for _ in range(recipe["batch"]):
-            numbers, target, steps = random_calculation(rand, recipe["numbers"], recipe["high"], recipe["max_target"])
+            numbers, target, steps = random_calculation(
+                rand, recipe["numbers"], recipe["high"], recipe["max_target"])
             if rand.random() < recipe["careless"]:
                 target = rand.randint(1, recipe["max_target"])
             prompts.append(tokenizer.encode(compact_countdown(numbers, target)))
@@ -463,7 +471,8 @@ def pretrain_demo(folder):
 
 
 def demo_folder(refresh=False):
-    """The folder of the demo model in the user's cache, pretrained on first use; its name depends on the recipe."""
+    """The folder of the demo model in the user's cache, pretrained on first use; its name depends on the
+    recipe."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr"
     folder = cache / f"demo-{seed_of(DEMO_RECIPE) % 16**8:08x}"
     if refresh or not folder.exists():
@@ -483,11 +492,11 @@ def load_policy(c, checkpoint_folder=None):
     generation_eos = generation_eos if isinstance(generation_eos, list) else [generation_eos]
     stop_ids = sorted({tokenizer.eos_token_id, *generation_eos} - {None})
     if not stop_ids:
-        fail(f"--model {source}: its tokenizer has no eos token, so no response could end; set tokenizer.eos_token")
+        fail(f"--model {source}: has no eos token, so no response could end; set eos_token of its tokenizer")
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if c.max_prompt_tokens + c.max_new_tokens > context:
-        fail(f"--max_prompt_tokens {c.max_prompt_tokens} + --max_new_tokens {c.max_new_tokens}: more than the "
-             f"{context} tokens of context that {source} has")
+        fail(f"--max_prompt_tokens {c.max_prompt_tokens} and --max_new_tokens {c.max_new_tokens}: more than the "
+             f"{context} tokens of context of {source}")
     known = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > known:
         fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known} rows")
@@ -499,7 +508,7 @@ def load_policy(c, checkpoint_folder=None):
     return Policy(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, stop_ids)
 
 
-# ------------------------------------------------------------------------------------------------- 4. sampling
+# ------------------------------------------------------------------------------------------------ 4. sampling
 
 @dataclass
 class Rollouts:
@@ -523,17 +532,16 @@ def log_softmax_entropy(logits, temperature):
 def sample(policy, prompts, uniforms, temperature):
     """Decode G responses to each prompt, with a KV cache.
 
-    prompts: lists of token ids. uniforms: (B, T) numbers in [0, 1), B = G x prompts, T the length limit: token t of
-    row b is a function of uniforms[b, t] and the distribution alone, so batching changes nothing.
-    Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T).
-    """
+    prompts: lists of token ids. uniforms: (B, T) numbers in [0, 1), B = G x prompts, T the length limit:
+    token t of row b is a function of uniforms[b, t] and the distribution alone, so batching changes nothing.
+    Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T). """
     model, device, (B, T), P = policy.model, policy.model.device, uniforms.shape, max(map(len, prompts))
     G, uniforms, stop = B // len(prompts), uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
-    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)    # (B/G, P) left-padded
-    real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B/G, P) by length
-    tokens, lengths = torch.zeros(B, T, dtype=torch.long, device=device), torch.zeros(B, dtype=torch.long, device=device)
-    logp, entropy = torch.zeros(B, T, device=device), torch.zeros(B, T, device=device)
-    finished = torch.zeros(B, dtype=torch.bool, device=device)
+    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)  # (B/G, P), left padding
+    real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B/G, P) mask
+    tokens, lengths = (torch.zeros(n, dtype=torch.long, device=device) for n in ((B, T), B))
+    logp, entropy, finished = (torch.zeros(n, device=device) for n in ((B, T), (B, T), B))
+    finished = finished.bool()
 
     with policy.autocast():
         # Each prompt is read once; its cache is then repeated for the G responses.
@@ -546,11 +554,12 @@ def sample(policy, prompts, uniforms, temperature):
         rows = torch.arange(B, device=device)  # which responses the rows of the shrinking batch are
         for t in range(T):
             all_logp, H = log_softmax_entropy(logits, temperature)                  # (rows, V), (rows,)
-            # Invert the distribution function at u: one number per token, whatever the batch. The clamp keeps
-            # rounding from ever choosing past the last token that has any probability.
+            # Invert the distribution function at u: one number per token, whatever the batch. The first clamp
+            # keeps rounding from choosing past the last possible token, the second one is for NaN.
             cdf = all_logp.exp().cumsum(-1)
             u = uniforms[rows, t].clamp(max=1 - 1e-6)[:, None]
-            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=cdf.shape[1] - 1)            # (rows, 1)
+            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)            # (rows, 1)
+            token = token.clamp(max=cdf.shape[1] - 1)
             alive = ~finished[rows]            # a finished row rides along until it is retired
             live = rows[alive]
             tokens[live, t], entropy[live, t] = token[alive, 0], H[alive]
@@ -564,39 +573,42 @@ def sample(policy, prompts, uniforms, temperature):
             if left <= len(rows) // 2:         # retire finished rows: cost follows the tokens produced
                 cache.batch_select_indices(alive.nonzero()[:, 0])
                 rows, token, real, place = rows[alive], token[alive], real[alive], place[alive]
-            logits = model(token, attention_mask=real[:, :P + t + 1], position_ids=place + t, past_key_values=cache,
-                           use_cache=True).logits[:, -1]
+            logits = model(token, attention_mask=real[:, :P + t + 1], position_ids=place + t,
+                           past_key_values=cache, use_cache=True).logits[:, -1]
     return tokens, lengths, finished, logp, entropy
 
 
 def rollout(policy, problems, group_size, c, *coordinates):
-    """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates` (such
-    as seed, "train", step) and the place in `problems` seed the random numbers."""
+    """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
+    (such as seed, "train", step) and the place in `problems` seed the random numbers."""
     def uniforms(place):                                                                       # (G, T)
         generator = torch.Generator().manual_seed(seed_of(*coordinates, place))
         return torch.rand(group_size, c.max_new_tokens, generator=generator)
 
     parts, width = [], max(1, c.sample_rows // group_size)
-    for start in tqdm(range(0, len(problems), width), desc="sampling", leave=False, disable=len(problems) <= width):
+    starts = range(0, len(problems), width)
+    for start in tqdm(starts, desc="sampling", leave=False, disable=len(starts) < 2):
         places = range(start, min(start + width, len(problems)))
-        parts.append(sample(policy, [problems[i].ids for i in places], torch.cat([uniforms(i) for i in places]),
-                            c.temperature))
+        prompts, numbers = [problems[i].ids for i in places], torch.cat([uniforms(i) for i in places])
+        parts.append(sample(policy, prompts, numbers, c.temperature))
     tokens, lengths, finished, logp, entropy = map(torch.cat, zip(*parts))
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-    return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(),
-                    policy.tokenizer.batch_decode(responses, skip_special_tokens=True), logp[:, :T], entropy[:, :T],
-                    torch.arange(T, device=lengths.device) < lengths[:, None])
+    mask = torch.arange(T, device=lengths.device) < lengths[:, None]                # (B, T)
+    texts = policy.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(), texts,
+                    logp[:, :T], entropy[:, :T], mask)
 
 
-# ----------------------------------------------------------------------------------- 5. rewards and advantages
+# ---------------------------------------------------------------------------------- 5. rewards and advantages
 
 def load_reward(name):
-    """--reward -> a function (response, answer) -> float, or None for 'auto', which follows the kind of problem."""
+    """--reward -> a function (response, answer) -> float, or None for 'auto', which follows the kind of
+    problem."""
     path, _, function = name.rpartition(":")
     if not path:
         if name not in ("auto", *verify.REWARDS):
-            fail(f"--reward {name}: choose from auto, {', '.join(verify.REWARDS)}, or path/to/file.py:function")
+            fail(f"--reward {name}: choose auto, {', '.join(verify.REWARDS)} or path/to/file.py:function")
         return verify.REWARDS.get(name)
     if not Path(path).is_file():
         fail(f"--reward {name}: there is no file {path}")
@@ -609,10 +621,15 @@ def load_reward(name):
 
 
 def rewards_of(rollouts, reward=None):
-    """Verify every response -> rewards (B,), on the CPU. A response that was cut off has given no answer: 0."""
-    rewards = [float((reward or verify.REWARDS[problem.kind])(text, problem.answer)) if finished else 0.0
-               for problem, text, finished in zip(rollouts.problems, rollouts.texts, rollouts.finished)]
-    return torch.tensor(rewards)
+    """Verify every response -> rewards (B,), on the CPU. A response that was cut off has given no answer:
+    0."""
+    rewards = torch.zeros(len(rollouts.texts))
+    done = [i for i, finished in enumerate(rollouts.finished) if finished]
+    if done:
+        problems, texts = [rollouts.problems[i] for i in done], [rollouts.texts[i] for i in done]
+        reward = reward or verify.REWARDS[problems[0].kind]
+        rewards[done] = torch.tensor(verify.verify_batch(reward, texts, [p.answer for p in problems]))
+    return rewards
 
 
 def advantages(rewards, kind="std"):
@@ -624,46 +641,47 @@ def advantages(rewards, kind="std"):
     return centred.masked_fill((rewards == rewards[:, :1]).all(-1, keepdim=True), 0.0)
 
 
-# ------------------------------------------------------------------------------ 6. log-probability and entropy
+# ----------------------------------------------------------------------------- 6. log-probability and entropy
 
 def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
-    """Log-probability of `targets` (N,) and entropy of the whole distribution, for hidden states (N, D): two (N,)
-    tensors, fp32, nats. The head is applied to chunks of tokens, and again in backward: about `max_logits` logits
-    (128 MB) exist at once, and not N x V (2.5 GB at V = 150,000 and 4,096 tokens, several times over)."""
+    """Log-probability of `targets` (N,) and entropy of the whole distribution, for hidden states (N, D): two
+    (N,) tensors, fp32, nats. The head is applied to chunks of tokens, and again in backward: about
+    `max_logits` logits (128 MB) exist at once, and not N x V (2.5 GB at V = 150,000 and 4,096 tokens, several
+    times over)."""
     def chunk(hidden, targets):
         logp, entropy = log_softmax_entropy(head(hidden), temperature)              # (n, V), (n,)
         return logp.gather(-1, targets[:, None])[:, 0], entropy
 
     size = max(1, max_logits // head.weight.shape[0])
-    parts = [checkpoint(chunk, h, y, use_reentrant=False) for h, y in zip(hidden.split(size), targets.split(size))]
-    return tuple(map(torch.cat, zip(*parts)))
+    pieces = zip(hidden.split(size), targets.split(size))
+    return tuple(map(torch.cat, zip(*(checkpoint(chunk, h, y, use_reentrant=False) for h, y in pieces))))
 
 
 def score(policy, prompts, responses, temperature):
-    """The trainer's view of some responses, lists of token ids -> logp (b, T), entropy (b, T), 0 after the end of
-    a response; T is the longest of these.
+    """The trainer's view of some responses, lists of token ids -> logp (b, T), entropy (b, T), 0 after the
+    end of a response; T is the longest of these.
 
-    Prompt and response follow each other without a gap and rows are padded on the right: causal attention then
-    never sees padding, and no attention mask is needed.
-    """
-    model = policy.model
+    Prompt and response follow each other without a gap and rows are padded on the right: causal attention
+    then never sees padding, and no attention mask is needed. """
+    model, device = policy.model, policy.model.device
     ids = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
-    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)   # (b, W)
-    start, length = (torch.tensor([[len(x)] for x in lists], device=model.device) for lists in (prompts, responses))
-    place = torch.arange(1, ids.shape[1], device=model.device)             # what each column of `hidden` predicts
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)         # (b, W)
+    start, length = (torch.tensor([[len(x)] for x in xs], device=device) for xs in (prompts, responses))
+    place = torch.arange(1, ids.shape[1], device=device)                            # of the token to predict
     here = (place >= start) & (place < start + length)                              # (b, W - 1)
-    mask = torch.arange(int(length.max()), device=model.device) < length            # (b, T)
+    mask = torch.arange(int(length.max()), device=device) < length            # (b, T)
     with policy.autocast():
         hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]   # (b, W - 1, D)
         flat = logp_entropy(hidden[here], model.get_output_embeddings(), ids[:, 1:][here], temperature)
-    return tuple(torch.zeros(mask.shape, device=model.device).masked_scatter(mask, x) for x in flat)
+    return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
 
 
 def micro_batches(rows, sizes, budget):
-    """Split rows into micro-batches of at most `budget` tokens, padding counted; alike lengths go together."""
+    """Split rows into micro-batches of at most `budget` tokens, padding counted; alike lengths go
+    together."""
     batches = [[]]
     for row in sorted(rows, key=lambda i: sizes[i]):
-        if batches[-1] and sizes[row] * (len(batches[-1]) + 1) > budget:  # sorted: this row is the longest so far
+        if batches[-1] and sizes[row] * (len(batches[-1]) + 1) > budget:  # this row is the longest so far
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -676,25 +694,25 @@ def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, 
 
         J = 1/normalizer * sum_it w_i min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
 
-    with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else neg_weight. logp, old_logp and mask
-    are (B, T), advantage is (B,); `normalizer` counts the response tokens of the whole update, of which these rows
-    may be a part. Returns the loss and sums over the tokens of each sign: how many, clipped, their ratio.
-    """
+    with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else neg_weight. logp, old_logp and
+    mask are (B, T), advantage is (B,); `normalizer` counts the response tokens of the whole update, of which
+    these rows may be a part. Returns the loss and sums over the tokens of each sign: how many, clipped, their
+    ratio. """
     A = advantage[:, None]                                                                     # (B, 1)
     ratio = (logp - old_logp).exp()                                                            # (B, T)
     weight = torch.where(A > 0, pos_weight, neg_weight)                             # (B, 1)
     objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)  # (B, T)
     loss = -objective[mask].sum() / normalizer
-    stats = {}
-    for sign, chosen, clipped in (("pos", mask & (A > 0), ratio > 1 + eps_high), ("neg", mask & (A < 0), ratio < 1 - eps_low)):
+    stats, pos, neg = {}, mask & (A > 0), mask & (A < 0)
+    for sign, chosen, clipped in (("pos", pos, ratio > 1 + eps_high), ("neg", neg, ratio < 1 - eps_low)):
         stats |= {f"tokens_{sign}": chosen.sum().item(), f"clip_{sign}": (chosen & clipped).sum().item(),
                   f"ratio_{sign}": ratio[chosen].sum().item()}
     return loss, stats
 
 
 def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
-    """lambda for step `step` (from 0), by c.pos_schedule. The entropy schedule starts at c.pos_weight and moves
-    from `previous` by the `entropy` of the batch before; `epoch` counts from 1 to `epochs`."""
+    """lambda for step `step` (from 0), by c.pos_schedule. The entropy schedule starts at c.pos_weight and
+    moves from `previous` by the `entropy` of the batch before; `epoch` counts from 1 to `epochs`."""
     if c.pos_schedule == "stage":  # 0 in the first half of training, then a line up to 1
         return max(0.0, 2 * step / max(1, c.steps - 1) - 1)
     if c.pos_schedule == "epoch":
@@ -704,7 +722,7 @@ def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
     return c.pos_weight
 
 
-# ----------------------------------------------------------------------------------------------- 8. evaluation
+# ---------------------------------------------------------------------------------------------- 8. evaluation
 
 def pass_at_k(n, correct, k):
     """Chance that one of k samples or more is right, unbiased, from n samples of which `correct` are:
@@ -713,16 +731,18 @@ def pass_at_k(n, correct, k):
 
 
 def evaluate(policy, problems, reward, c):
-    """Sample c.eval_samples (K) responses to each held-out problem -> dict: avg (mean reward, avg@K), pass (for
-    k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem), length (tokens)
-    and truncated (share). The random numbers are always the same, so that a change is the policy's."""
+    """Sample c.eval_samples (K) responses to each held-out problem -> dict: avg (mean reward, avg@K), pass
+    (for k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem),
+    length (tokens) and truncated (share). The random numbers are always the same, so that a change is the
+    policy's."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
     rewards = rewards_of(rollouts, reward).view(-1, K)                              # (problems, K)
-    right = [[text for text, r in zip(rollouts.texts[i * K:], row) if r > 0.5] for i, row in enumerate(rewards)]
+    right = [[text for text, r in zip(rollouts.texts[i * K:], row) if r > 0.5]
+             for i, row in enumerate(rewards)]                        # the correct responses to each problem
+    ks = [2**i for i in range(K.bit_length())]
     return {"avg": rewards.mean().item(),
-            "pass": {str(k): sum(pass_at_k(K, len(texts), k) for texts in right) / len(right)
-                     for k in (2**i for i in range(K.bit_length()))},
+            "pass": {str(k): sum(pass_at_k(K, len(texts), k) for texts in right) / len(right) for k in ks},
             "entropy": rollouts.entropy[rollouts.mask].mean().item(),
             "distinct": sum(len(set(texts)) for texts in right) / len(right),
             "length": rollouts.mask.sum().item() / rewards.numel(),
@@ -732,31 +752,34 @@ def evaluate(policy, problems, reward, c):
 def show_table(before, after, K):
     """Print held-out results before and after training."""
     print(f"\n{'held-out prompts':28}{'before':>10}{'after':>10}")
-    for name, read in ((f"avg@{K}", lambda e: e["avg"]), *((f"pass@{k}", lambda e, k=k: e["pass"][k]) for k in after["pass"]),
-                       ("entropy (nats per token)", lambda e: e["entropy"]),
-                       ("distinct correct responses", lambda e: e["distinct"]),
-                       ("response length (tokens)", lambda e: e["length"])):
-        print(f"{name:28}{read(before):10.3f}{read(after):10.3f}")
+    for name in ("avg", *after["pass"], "entropy", "distinct", "length"):
+        old, new = (e["pass"].get(name, e.get(name)) for e in (before, after))
+        label = {"avg": f"avg@{K}", "entropy": "entropy (nats per token)", "length": "length (tokens)",
+                 "distinct": "distinct correct responses"}.get(name, f"pass@{name}")
+        print(f"{label:28}{old:10.3f}{new:10.3f}")
 
 
-# ------------------------------------------------------------------------------------------------- 9. training
+# ------------------------------------------------------------------------------------------------ 9. training
 
 def open_run(c):
-    """Make or reopen the folder of the run -> (folder, its last checkpoint or None). On a resume, the lines of
-    metrics.jsonl and samples.jsonl from after the checkpoint are cut off: their steps will be done again."""
+    """Make or reopen the folder of the run -> (folder, its last checkpoint or None). On a resume, the lines
+    of metrics.jsonl and samples.jsonl from after the checkpoint are cut off: their steps will be done
+    again."""
     out = Path(c.output_dir)
     if c.resume:
         last = max(out.glob("checkpoint-*"), default=None)
         done = int(last.name.split("-")[1]) if last else 0
         for file in (out / "metrics.jsonl", out / "samples.jsonl"):
             lines = file.read_text(encoding="utf8").splitlines(keepends=True) if file.exists() else []
-            file.write_text("".join(x for x in lines if x.endswith("}\n") and json.loads(x)["step"] < done), encoding="utf8")
+            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] < done]
+            file.write_text("".join(kept), encoding="utf8")
         return out, last
     if c.overwrite and (out / "config.json").exists():
         shutil.rmtree(out)
     if out.exists() and any(out.iterdir()):
-        fail(f"--output_dir {out}: already holds {'a run' if (out / 'config.json').exists() else 'other files'}; "
-             f"use --resume {out} to go on with a run, --overwrite to delete it, or another --output_dir")
+        what = "a run" if (out / "config.json").exists() else "other files"
+        fail(f"--output_dir {out}: already holds {what}; continue a run with --resume {out}, delete it with "
+             "--overwrite, or name another folder")
     return out, None
 
 
@@ -770,7 +793,7 @@ def train(c):
     problems, held_out = load_problems(c, policy)
     epochs = math.ceil(c.steps * c.prompts_per_step / len(problems))
     if c.pos_schedule == "epoch" and epochs < 2:
-        fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts do not reach a second epoch of "
+        fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "
              f"{len(problems)} prompts; raise --steps or lower --num_prompts")
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
     first, pos_weight = 0, next_pos_weight(c, 0)
@@ -779,14 +802,17 @@ def train(c):
         first, pos_weight = state["step"], state["pos_weight"]
         optimizer.load_state_dict(state["optimizer"])
     out.mkdir(parents=True, exist_ok=True)
-    saved = {k: "inf" if v == math.inf else v for k, v in asdict(c).items() if k not in ("overwrite", "resume", "refresh_demo")}
+    saved = asdict(replace(c, overwrite=False, resume=None))
+    saved = {name: "inf" if value == math.inf else value for name, value in saved.items()}  # JSON lacks it
     (out / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
-    print(f"{c.preset}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on {device.type}, "
-          f"{len(problems)} prompts to train on, {len(held_out)} held out; writing to {out}", flush=True)
-    summary = json.loads((out / "summary.json").read_text()) if last and (out / "summary.json").exists() else {}
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{c.preset}: {size:.2f} M parameters on {device.type}, {len(problems)} prompts to train on, "
+          f"{len(held_out)} held out; writing to {out}", flush=True)
+    summary_file = out / "summary.json"
+    summary = json.loads(summary_file.read_text()) if last and summary_file.exists() else {}
     if held_out and "before" not in summary:
         summary["before"] = evaluate(policy, held_out, reward, c)
-        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        summary_file.write_text(json.dumps(summary, indent=1) + "\n")
 
     stop = []  # Ctrl-C and SIGTERM end the run after the current step, a second one at once
 
@@ -802,7 +828,8 @@ def train(c):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    metrics, samples = (open(out / name, "a", encoding="utf8", buffering=1) for name in ("metrics.jsonl", "samples.jsonl"))
+    metrics, samples = (open(out / name, "a", encoding="utf8", buffering=1)
+                        for name in ("metrics.jsonl", "samples.jsonl"))
     bar = tqdm(range(first, c.steps), initial=first, total=c.steps, unit="step", desc=c.preset)
     for step in bar:
         # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
@@ -812,7 +839,8 @@ def train(c):
                   for e in {i // len(problems) for i in places}}
         batch = [orders[i // len(problems)][i % len(problems)] for i in places]
         rollouts = rollout(policy, batch, c.group_size, c, c.seed, "train", step)
-        prompts, responses, mask = [p.ids for p in rollouts.problems], rollouts.responses, rollouts.mask  # mask (B, T)
+        prompts, responses = [p.ids for p in rollouts.problems], rollouts.responses
+        mask = rollouts.mask                                                        # (B, T)
         B, tokens = mask.shape[0], int(mask.sum())
         clock.append(now())
 
@@ -827,17 +855,20 @@ def train(c):
         # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
         sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
         old_logp, entropy = torch.zeros_like(rollouts.logp), torch.zeros_like(rollouts.logp)  # (B, T)
+
+        def score_rows(rows):
+            return score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
         with torch.no_grad():
             for rows in micro_batches(range(B), sizes, c.micro_batch_tokens):
-                logp, H = score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
+                logp, H = score_rows(rows)
                 old_logp[rows, :logp.shape[1]], entropy[rows, :logp.shape[1]] = logp, H
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
-            fail(f"step {step}: a log-probability is not finite, so the update before broke the policy; the last good "
-                 f"state is {max(out.glob('checkpoint-*'), default='that of the start')}; try a lower --lr")
+            fail(f"step {step}: log-probabilities are not finite: the update before broke the policy; the last "
+                 f"good state is {max(out.glob('checkpoint-*'), default='the start')}; try a lower --lr")
         if gap.sum() > 0.1 * tokens:
-            fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats on the mean "
-                 f"log-probability: the logits of {c.model} are not its head applied to its last hidden state")
+            fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
+                 f"average; are the logits of {c.model} its head applied to its last hidden state?")
         clock.append(now())
 
         # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
@@ -846,11 +877,13 @@ def train(c):
         model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
         for update in range(c.reuse * c.updates_per_batch):
             reuse, part = divmod(update, c.updates_per_batch)
-            order = random.Random(seed_of(c.seed, "mini-batches", step, reuse)).sample(range(len(batch)), len(batch))
-            mini_batch = [i * c.group_size + g for i in order[part::c.updates_per_batch] for g in range(c.group_size)]
+            order = list(range(len(batch)))
+            random.Random(seed_of(c.seed, "mini-batches", step, reuse)).shuffle(order)
+            chosen = order[part::c.updates_per_batch]
+            mini_batch = [i * c.group_size + g for i in chosen for g in range(c.group_size)]
             normalizer, loss_sum = sum(len(responses[i]) for i in mini_batch), 0.0
             for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens):
-                logp, _ = score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
+                logp, _ = score_rows(rows)
                 old, live = old_logp[rows, :logp.shape[1]], mask[rows, :logp.shape[1]]
                 loss, sums = policy_loss(logp, old, advantage[rows], live, normalizer, c.eps_low, c.eps_high,
                                          pos_weight, c.neg_weight)
@@ -862,15 +895,15 @@ def train(c):
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
             if not math.isfinite(norm + loss_sum):
                 policy.save(out / "last_good")
-                fail(f"step {step}: the loss or its gradient is not finite; the weights from before this update are "
-                     f"in {out / 'last_good'}; try a lower --lr")
+                fail(f"step {step}: the loss or its gradient is not finite; the weights from before this "
+                     f"update are in {out / 'last_good'}; try a lower --lr")
             optimizer.step()
             optimizer.zero_grad()
             stats.update(loss=loss_sum, grad_norm=norm, updates=1)
         model.eval()
         if ratio_gap > 0.5 or stats["tokens"] != tokens * c.reuse:
-            fail(f"step {step}: before the first update the ratio was off 1 by {ratio_gap:.2f}, and {stats['tokens']} "
-                 f"tokens were trained on for {c.reuse} x {tokens}: scoring is not the same twice (dropout?)")
+            fail(f"step {step}: before the first update the ratio was off 1 by {ratio_gap:.2f}; "
+                 f"{stats['tokens']} tokens were used of {c.reuse} x {tokens}: scoring is not the same twice (dropout?)")
         clock.append(now())
 
         # 6. Log, move lambda, save.
@@ -881,11 +914,12 @@ def train(c):
         for sign in ("pos", "neg"):
             count = stats[f"tokens_{sign}"]
             record[f"share_{sign}"] = count / stats["tokens"]
-            record |= {f"{name}_{sign}": stats[f"{name}_{sign}"] / max(1, count) for name in ("clip", "ratio")}
+            for name in ("clip", "ratio"):
+                record[f"{name}_{sign}"] = stats[f"{name}_{sign}"] / max(1, count)
         record |= {name: stats[name] / stats["updates"] for name in ("loss", "grad_norm")}
         record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
-                   "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(), "ratio_gap": ratio_gap,
-                   "tokens": tokens}
+                   "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(),
+                   "ratio_gap": ratio_gap, "tokens": tokens}
         for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
         metrics.write(json.dumps(record) + "\n")
@@ -895,12 +929,12 @@ def train(c):
                 "reward": rewards[i].item(), "advantage": advantage[i].item(),
                 "finish_reason": "stop" if rollouts.finished[i] else "length",
                 "entropy": entropy[i].sum().item() / len(responses[i])}, ensure_ascii=False) + "\n")
-        bar.set_postfix_str(f"reward {record['reward']:.3f}, entropy {record['entropy']:.3f}, lambda {pos_weight:.2f}",
-                            refresh=False)
+        bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
         epoch = min(places.stop // len(problems) + 1, epochs)
         pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
         if stop or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
-            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, optimizer=optimizer.state_dict())
+            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight,
+                        optimizer=optimizer.state_dict())
             for old in sorted(out.glob("checkpoint-*"))[:-c.keep]:
                 shutil.rmtree(old)
         if stop:
@@ -913,11 +947,11 @@ def train(c):
         summary["after"] = evaluate(policy, held_out, reward, c)
         show_table(summary["before"], summary["after"], c.eval_samples)
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    summary_file.write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
 
 
-# ---------------------------------------------------------------------------------------------------- 10. main
+# --------------------------------------------------------------------------------------------------- 10. main
 
 def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here

@@ -501,9 +501,9 @@ def test_bad_models_and_data(folders, tmp_path):
     assert "frage" in message and "question, answer, extra" in message and "--prompt_column" in message
     assert "longer than --max_prompt_tokens" in message_of(*qwen[:-4], "--max_prompt_tokens", 2, "--max_new_tokens", 8, "--dataset", good)
     assert "256 tokens of context" in message_of(*qwen[:-2], "--max_new_tokens", 200)
-    assert "choose from auto" in message_of(*qwen, "--reward", "vibes")
+    assert "choose auto" in message_of(*qwen, "--reward", "vibes")
     assert "no file" in message_of(*qwen, "--reward", "nowhere.py:f")
-    assert "second epoch" in message_of("--model", folders / "demo", "--preset", "pos_adv_epoch", "--steps", 1,
+    assert "second epoch" in message_of("--model", folders / "demo", "--preset", "pos_adv_epoch", "--steps", 2,
                                         "--output_dir", tmp_path / "run")
 
 

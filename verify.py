@@ -8,14 +8,24 @@ algebra system: expressions are read by the small parser below and computed in e
 where a value is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
 """
 import ast
+import builtins
+import ctypes
 import functools
+import glob
+import json
 import math
+import operator
+import os
 import random
 import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import threading
 from fractions import Fraction
-
-import mpmath
 
 # ------------------------------------------------------------------------------------------ the final answer
 
@@ -297,6 +307,7 @@ _local = threading.local()
 def mp():
     """This thread's arithmetic with 50 digits: contexts of mpmath are not safe to share."""
     if not hasattr(_local, "mp"):
+        import mpmath  # here, because the processes that grade code start faster without
         _local.mp = mpmath.MPContext()
         _local.mp.dps = 50
     return _local.mp
@@ -542,8 +553,8 @@ def same(a, b):
     if a[0] == b[0] == "relation" and len(a) == len(b) == 4 and proportional(a, b):
         return True
     a, b = interval_of(a), interval_of(b)
-    if {a[0], b[0]} == {"set", "union"}:
-        a, b = (("union", *map(interval_of, x[1:])) for x in (a, b))
+    if {a[0], b[0]} == {"set", "union"}:  # x < 1 or x > 2
+        a, b = (("union", *map(interval_of, x[1:])) if x[0] == "set" and x[1][0] == "relation" else x for x in (a, b))
     if a[0] == b[0] == "relation":
         names = [{p[1] for p in x[2:] if p[0] == "value" and p[1][0] == "variable"} for x in (a, b)]
         if all(names) and not names[0] & names[1]:
@@ -662,8 +673,243 @@ def countdown_reward(response, numbers, target):
         return 0.0
 
 
+# -------------------------------------------------------------------------------------------------------- code
+#
+# Three processes. The trainer starts a grader, which holds the tests; the grader starts a solution process, which
+# holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does its result:
+# what comes back is plain data, compared with real builtins where the policy's code never runs.
+
+TIME_LIMIT, MEMORY, FILE_SIZE, OPEN_FILES, PROCESSES, MESSAGE = 6, 2**30, 2**24, 64, 64, 2**23  # seconds, bytes, counts
+HERE = os.path.abspath(__file__)
+UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+
+
+def this_module(function):
+    """Command that runs a function of this file in a new Python; as an import, so that it is compiled only once."""
+    folder, name = os.path.split(os.path.splitext(HERE)[0])
+    return [sys.executable, "-I", "-c", f"import sys; sys.path.append({folder!r}); import {name}; {name}.{function}()"]
+
+
+def encode(x, handles):
+    """Plain data -> JSON; subclasses count as their base; any other object stays where it is and becomes a handle."""
+    if x is None or isinstance(x, (bool, str)):
+        return ["plain", str.__str__(x) if isinstance(x, str) else x]
+    if isinstance(x, int):
+        return ["int", hex(int.__index__(x))]
+    if isinstance(x, float):
+        return ["float", float.hex(x)]
+    if isinstance(x, complex):
+        return ["complex", [float.hex(x.real), float.hex(x.imag)]]
+    if isinstance(x, (bytes, bytearray)):
+        return ["bytes", bytes(x).hex()]
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(x, kind):
+            return [kind.__name__, [encode(item, handles) for item in kind.__iter__(x)]]
+    if isinstance(x, dict):
+        return ["dict", [[encode(k, handles), encode(v, handles)] for k, v in dict.items(x)]]
+    if isinstance(x, Remote):
+        return ["handle", x._id]
+    handles.append(x)
+    return ["handle", len(handles) - 1]
+
+
+def decode(message, resolve):
+    kind, x = message
+    if kind in ("list", "tuple", "set", "frozenset"):
+        return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item, resolve) for item in x)
+    return {"plain": lambda: x, "int": lambda: int(x, 16), "float": lambda: float.fromhex(x),
+            "complex": lambda: complex(*map(float.fromhex, x)), "bytes": lambda: bytes.fromhex(x), "handle": lambda: resolve(x),
+            "dict": lambda: {decode(k, resolve): decode(v, resolve) for k, v in x}}[kind]()
+
+
+class Remote:
+    """In the grader: an object of the solution process. It can be called and looked into; it cannot say whether it
+    is true or equal to something, for that would be the policy's code deciding a test."""
+    def __init__(self, ask, number):
+        self._ask, self._id = ask, number
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._ask("getattr", self, name)
+
+    def _refuse(self, *_):
+        raise TypeError("an object of the solution is no plain data")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __contains__ = _refuse
+    __hash__ = None
+
+
+for _name in ("call", "iter", "next", "len", "str", "getitem"):
+    setattr(Remote, f"__{_name}__", lambda self, *args, _name=_name, **kwargs: self._ask(_name, self, *args, **kwargs))
+
+
+def limit_and_forget():
+    """In the solution process, before the policy's code: limits of its own, nothing inherited but the pipes."""
+    for what, value in ((resource.RLIMIT_CPU, TIME_LIMIT), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, FILE_SIZE),
+                        (resource.RLIMIT_NOFILE, OPEN_FILES), (resource.RLIMIT_NPROC, PROCESSES), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (value, value))
+
+
+def serve():
+    """The solution process: run the policy's code, then answer calls until the pipe closes."""
+    source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    limit_and_forget()
+    namespace, handles = {"__name__": "solution"}, []
+    operations = {"exec": lambda code: exec(code, namespace) or [n for n in namespace if isinstance(n, str)],
+                  "name": namespace.__getitem__, "call": lambda f, *a, **k: f(*a, **k), "getattr": getattr, "iter": iter,
+                  "next": next, "len": len, "str": str, "getitem": operator.getitem}
+    for line in source:
+        try:
+            operation, arguments, keywords = json.loads(line)
+            arguments, keywords = decode(arguments, handles.__getitem__), decode(keywords, handles.__getitem__)
+            reply = ["value", encode(operations[operation](*arguments, **keywords), handles)]
+        except BaseException as error:  # whatever the policy's code raises is an answer to the test
+            reply = ["error", type(error).__name__]
+        sink.write(json.dumps(reply).encode() + b"\n")
+        sink.flush()
+
+
+def kill_descendants():
+    """Kill and reap every descendant: orphans come to this process, which is their subreaper."""
+    while True:
+        try:
+            children = [int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in open(path).read().split()]
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)
+        except ProcessLookupError:
+            continue
+        except ChildProcessError:
+            return
+
+
+class Deadline(BaseException):
+    pass
+
+
+def grade():
+    """The grader: read {"code", "tests", "inputs", "outputs", "prefix"} from stdin, print PASS or FAIL."""
+    def on_alarm(*_):
+        raise Deadline
+    task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
+    prctl = ctypes.CDLL(None).prctl
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: the solution cannot read this memory
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
+    with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
+        def start(command, **more):
+            return subprocess.Popen(task["prefix"] + command, cwd=folder, stderr=subprocess.DEVNULL, env={
+                "PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}, **more)
+        try:
+            (grade_tests if task["tests"] else grade_output)(task, start)
+            verdict = "PASS"
+        except (Exception, Deadline, SystemExit):  # a failed test, a broken pipe, the deadline: all the same
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        kill_descendants()
+    print(verdict, flush=True)
+
+
+def grade_tests(task, start):
+    """Raise unless every test passes; what the tests do not define themselves comes from the solution process."""
+    process = start(this_module("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(operation, *arguments, **keywords):
+        message = [operation, encode(arguments, NoHandles()), encode(keywords, NoHandles())]
+        process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        kind, reply = json.loads(process.stdout.readline(MESSAGE))
+        if kind == "value":
+            return decode(reply, lambda number: Remote(ask, number))
+        error = getattr(builtins, str(reply), None)
+        raise error() if isinstance(error, type) and issubclass(error, Exception) else RuntimeError(reply)
+
+    defined, namespace = set(ask("exec", task["code"])), {}
+    nodes = [node for test in task["tests"] for node in ast.walk(ast.parse(test))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)} & defined
+    modules = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    # A solution may be named like a builtin. It may not stand in for the builtins and modules that judge its results.
+    for name in modules & used & sys.stdlib_module_names:
+        used.remove(name)
+        namespace[name] = __import__(name)
+    inside = {node.func.id: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {node.func.id}
+              for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    used = {n for n in used if not hasattr(builtins, n)} or {n for n in used if not inside.get(n, set()) & used}
+    namespace |= {name: ask("name", name) for name in used}
+    for test in task["tests"]:
+        exec(test, namespace)  # the data set's own code
+
+
+class NoHandles(list):
+    def append(self, item):
+        raise TypeError(f"only plain data can be passed to a solution, not {type(item).__name__}")
+
+
+def grade_output(task, start):
+    """Raise unless the program prints the expected output for every input; spaces at line ends do not count."""
+    def lines(text):
+        return [line.rstrip() for line in text.rstrip().splitlines()]
+    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf8") as program:
+        program.write(task["code"])
+        program.flush()
+        for given, expected in zip(task["inputs"], task["outputs"], strict=True):
+            with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
+                stdin.write(str(given).encode())
+                stdin.seek(0)
+                process = start([sys.executable, "-I", program.name], stdin=stdin, stdout=stdout, preexec_fn=limit_and_forget)
+                if process.wait() != 0:
+                    raise ValueError("exit status")
+                stdout.seek(0)
+                if lines(stdout.read().decode()) != lines(str(expected)):
+                    raise ValueError("wrong output")
+
+
+@functools.cache
+def sandbox():
+    """The command prefix that gives a solution its own network and process namespaces, if they work here."""
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError("code can be verified on Linux only: its limits on processes do not exist elsewhere")
+    works = shutil.which("unshare") and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+    return UNSHARE if works else []
+
+
+def code_reward(response, tests=None, inputs=None, outputs=None):
+    """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints `outputs` for
+    `inputs`. Raises RuntimeError where there is no Linux."""
+    blocks = str(response).split("```")[1::2]
+    prefix = sandbox()
+    if not blocks or not (tests or inputs) or str(response).count("```") % 2:
+        return 0.0
+    language, _, code = blocks[-1].partition("\n")
+    if language.strip().lower() not in ("", "py", "python", "python3") or not code.strip():
+        return 0.0
+    task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
+    grader = subprocess.Popen(this_module("grade"), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=2 * TIME_LIMIT + 10)
+    except subprocess.TimeoutExpired:
+        grader.kill()
+        verdict, _ = grader.communicate()
+    return float(verdict == b"PASS\n")
+
+
 REWARDS = {
     "math": math_reward,
     "countdown": lambda response, answer: countdown_reward(response, **answer),
-    "code": lambda response, answer: 0.0,
+    "code": lambda response, answer: code_reward(response, **answer),
 }
+
+
+def verify_batch(reward, responses, answers):
+    """Rewards of many responses, in order. Threads are enough: code is graded by processes of its own, so that one
+    slow response delays only itself."""
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [float(verdict) for verdict in pool.map(reward, responses, answers)]
+
