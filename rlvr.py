@@ -81,7 +81,7 @@ DEMO = dict(steps=40, prompts_per_step=64, group_size=16, updates_per_batch=2, r
 
 
 def knob(default, help, allowed=None):
-    return field(default=default, metadata={"help": help, "allowed": allowed})
+    return field(default=default, metadata={"help": help, "metavar": allowed})
 
 
 @dataclass
@@ -109,12 +109,12 @@ class Config:
     advantage: Literal["std", "mean"] = knob("std", "(R - mean) / std of the group, or R - mean (Dr. GRPO)")
     eps_low: float = knob(0.2, "the ratio is clipped below 1 - eps_low (inf: never)", ">= 0")
     eps_high: float = knob(0.2, "the ratio is clipped above 1 + eps_high (inf: never)", ">= 0")
-    pos_weight: float = knob(1.0, "lambda, weight of positive-advantage tokens; the entropy schedule's start", ">= 0")
+    pos_weight: float = knob(1.0, "lambda, weight of positive-advantage tokens (or its start)", ">= 0")
     neg_weight: float = knob(1.0, "weight of negative-advantage tokens", ">= 0")
     pos_schedule: Literal["constant", "stage", "epoch", "entropy"] = knob(
         "constant", "how lambda moves: constant, stage, epoch or entropy")
     target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, nats per token (delta)", ">= 0")
-    pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch of rollouts (Delta)", ">= 0")
+    pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch (Delta)", ">= 0")
     lr: float = knob(1e-6, "learning rate of AdamW after warm-up", "> 0")
     warmup_steps: int = knob(5, "steps of linear warm-up", ">= 0")
     weight_decay: float = knob(0.0, "weight decay of AdamW", ">= 0")
@@ -142,10 +142,10 @@ class Parser(HfArgumentParser):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """One line per knob: no second spelling, no repeated name."""
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=28, width=150)
+        super().__init__(prog, max_help_position=30, width=150)
 
     def _format_action_invocation(self, action):
-        return action.option_strings[-1] if action.dest == "help" else action.option_strings[0]
+        return f"{action.option_strings[-1 if action.dest == 'help' else 0]} {action.metavar or ''}"
 
 
 def parse_config(argv):
@@ -174,7 +174,7 @@ def check_config(c, explicit=()):
     """Fail in one line on a value out of range, or on flags (`explicit` names them) that contradict each
     other."""
     for knob in fields(c):
-        value, allowed = getattr(c, knob.name), knob.metadata["allowed"]
+        value, allowed = getattr(c, knob.name), knob.metadata["metavar"]
         sign, _, bound = (allowed or ">= -inf").partition(" ")
         if allowed and not (value > float(bound) if sign == ">" else value >= float(bound)):
             fail(f"--{knob.name} {value}: must be {allowed}")
@@ -183,9 +183,9 @@ def check_config(c, explicit=()):
             (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
              f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
             (c.prompts_per_step % c.updates_per_batch,
-             f"--updates_per_batch {c.updates_per_batch}: no divisor of --prompts_per_step {c.prompts_per_step}"),
+             f"--updates_per_batch {c.updates_per_batch} must divide --prompts_per_step {c.prompts_per_step}"),
             (c.resume and c.overwrite, "--resume continues a run and --overwrite deletes it: leave out one"),
-            (c.resume and "output_dir" in explicit, "--resume writes where the run is: leave out --output_dir"),
+            (c.resume and "output_dir" in explicit, "--resume writes where the run is: no --output_dir"),
             (c.pos_schedule == "entropy" and c.pos_weight > 1,
              f"--pos_weight {c.pos_weight}: the entropy schedule keeps it in 0..1"),
             (c.pos_schedule in ("stage", "epoch") and "pos_weight" in explicit,
@@ -368,8 +368,8 @@ def load_problems(c, policy):
         print(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
     held_out = min(c.eval_prompts, len(problems) // 5)
     if len(problems) - held_out < c.prompts_per_step:
-        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} longer than --max_prompt_tokens), of "
-             f"which {held_out} held out: too few for --prompts_per_step {c.prompts_per_step}")
+        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} longer than --max_prompt_tokens), "
+             f"{held_out} held out: too few for --prompts_per_step {c.prompts_per_step}")
     return problems[held_out:], problems[:held_out]
 
 
@@ -495,8 +495,8 @@ def load_policy(c, checkpoint_folder=None):
         fail(f"--model {source}: has no eos token, so no response could end; set eos_token of its tokenizer")
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if c.max_prompt_tokens + c.max_new_tokens > context:
-        fail(f"--max_prompt_tokens {c.max_prompt_tokens} and --max_new_tokens {c.max_new_tokens}: more than the "
-             f"{context} tokens of context of {source}")
+        fail(f"--max_prompt_tokens {c.max_prompt_tokens} and --max_new_tokens {c.max_new_tokens}: more than "
+             f"the {context} tokens of context of {source}")
     known = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > known:
         fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known} rows")
@@ -864,8 +864,8 @@ def train(c):
                 old_logp[rows, :logp.shape[1]], entropy[rows, :logp.shape[1]] = logp, H
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
-            fail(f"step {step}: log-probabilities are not finite: the update before broke the policy; the last "
-                 f"good state is {max(out.glob('checkpoint-*'), default='the start')}; try a lower --lr")
+            fail(f"step {step}: log-probabilities are not finite: the update before broke the policy; "
+                 f"the last good state is {max(out.glob('checkpoint-*'), default='the start')}; try a lower --lr")
         if gap.sum() > 0.1 * tokens:
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")
@@ -903,7 +903,7 @@ def train(c):
         model.eval()
         if ratio_gap > 0.5 or stats["tokens"] != tokens * c.reuse:
             fail(f"step {step}: before the first update the ratio was off 1 by {ratio_gap:.2f}; "
-                 f"{stats['tokens']} tokens were used of {c.reuse} x {tokens}: scoring is not the same twice (dropout?)")
+                 f"{stats['tokens']} tokens were used of {c.reuse} x {tokens}: is scoring random (dropout)?")
         clock.append(now())
 
         # 6. Log, move lambda, save.
