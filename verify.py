@@ -1,11 +1,13 @@
 """Verifiers: programs that say whether a response is right, and that a policy under RL cannot fool.
 
-    math_reward(response, gold)                   one final answer, compared exactly with the gold answer
-    countdown_reward(response, numbers, target)   an expression that uses each number once and gives the target
+    math_reward(response, gold)                               one final answer, compared exactly with the gold one
+    countdown_reward(response, numbers, target)               an expression that uses each number once
+    code_reward(response, tests=None, inputs=None, outputs=None)   code, run against asserts or inputs and outputs
 
-Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer is ever passed to eval or to a symbolic
-algebra system: expressions are read by the small parser below and computed in exact fractions, or with 50 digits
-where a value is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
+Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra system:
+expressions are translated token by token to Python's syntax, parsed with ast.parse, and computed over the few kinds
+of node allowed, in exact fractions, or with 50 digits where a value is irrational. Length, depth, digits and
+exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own: see the last part.
 """
 import ast
 import builtins
@@ -18,7 +20,6 @@ import operator
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -54,45 +55,48 @@ def final_answer(response):
     if start is None:
         return None
     sentence = response[start:start + 1000].lstrip(" :*\n").partition("\n")[0]
-    return re.split(r"\.(?:\s|$)", sentence, maxsplit=1)[0]
+    return re.split(r"\.(?:\s|$)", sentence, maxsplit=1)[0].rstrip("*! ")
 
 
 SYMBOLS = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "≤": "≤", "≥": "≥", "∞": "\\infty ", "π": "\\pi ",
-    "∪": "\\cup ", "∅": "\\emptyset ", "∈": "\\in ", "±": "\\pm ", "∓": "\\mp ", "²": "^2", "³": "^3", "½": "\\frac12",
-    "⅓": "\\frac13", "⅔": "\\frac23", "¼": "\\frac14", "¾": "\\frac34", "ℝ": "\\mathbb{R}", "\u00a0": " ",
-    **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
+    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi ", "∪": r"\cup ",
+    "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "²": "^2", "³": "^3", "½": r"\frac12",
+    "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\reals ", "θ": r"\theta ",
+    "α": r"\alpha ", "\u00a0": " ", "\u200b": None, **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
+END = r"(?![a-zA-Z])"  # of a LaTeX command
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "), (r"[𝜋𝛑𝝅]", r"\\pi "),
-    (r"\\(?:displaystyle|textstyle|left|right|[bB]igg?[lr]?|limits|qquad|quad)(?![a-zA-Z])|\\[,;: ]|~", " "),
-    (r"\{\s*,\s*\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:cdot|times|ast)(?![a-zA-Z])|\*", "*"), (r"\\div", "/"),
-    (r"\\(?:leq?slant|leq?)(?![a-zA-Z])|<=", "≤"), (r"\\(?:geq?slant|geq?)(?![a-zA-Z])|>=", "≥"),
-    (r"\\neq?(?![a-zA-Z])", "≠"), (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\[lr]vert", "|"), (r"\\varnothing", r"\\emptyset"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°"), (r"\\%", "%"), (r"\\mathbb\s*\{?R\}?", r"\\reals "),
-    (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "), (r"[𝜋𝛑𝝅]", r"\\pi "),
+    (r"\\(?:displaystyle|textstyle|left|right|[bB]igg?[lr]?|large|limits|q?quad)" + END + r"|\\[,;: ]|~", " "),
+    (r"\{\s*,\s*\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:cdot|times|ast)" + END, "*"), (r"\\div" + END, "/"),
+    (r"\\(?:leq?slant|leq?)" + END + "|<=", "≤"), (r"\\(?:geq?slant|geq?)" + END + "|>=", "≥"),
+    (r"\\neq?" + END, "≠"), (r"\\lt" + END, "<"), (r"\\gt" + END, ">"), (r"\\[lr]vert", "|"),
+    (r"\\varnothing|\\\{ *\\\}", r"\\emptyset"), (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°"), (r"\\%", "%"),
+    (r"\\mathbb\s*\{?R\}?", r"\\reals "), (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
     (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "), (r"\\\$|[€£]", r" \g<0> "),
     (r"^\s*(?:\\approx|=)", " "), (r"(?<=.)\\approx.*", ""), (r"\s+", " "))]
+OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
+
+
+def matching(tokens, start):
+    """Where the bracket at `start` closes; shapes may differ, as in [0, 1)."""
+    depth = 0
+    for i in range(start, len(tokens)):
+        depth += (tokens[i] in OPEN) - (tokens[i] in CLOSE)
+        if depth == 0:
+            return i
+    raise ValueError("a bracket is never closed")
 
 
 def clean(text):
-    """LaTeX or Unicode spelling -> one spelling; words that were in \\text{} stand in ⟨⟩."""
+    """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
     text = text.translate(SYMBOLS)
     for pattern, new in REPLACE:
         text = pattern.sub(new, text)
     text = text.strip().rstrip(".,; ")
-    while text.startswith("{") and _closing(text) == len(text) - 1:
+    while re.match(r"\{(?!.*,)", text) and matching(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
-    return text.strip()
-
-
-def _closing(text):
-    depth = 0
-    for i, c in enumerate(text):
-        depth += (c == "{") - (c == "}")
-        if depth == 0:
-            return i
-    return -1
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------ units
@@ -132,174 +136,115 @@ def split_unit(text):
     return text, "".join(unit), factor
 
 
-# ------------------------------------------------------------------------------------- expressions: parse
+# ------------------------------------------------------------------------------------------------ expressions
 
-FUNCTIONS = {"sin", "cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "lg", "exp"}
-TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[{}|]|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:arc)?(?:sin|cos|tan)h?(?![a-z])|sqrt|pi(?![a-z])"
-                   r"|ln(?![a-z])|log(?![a-z])|exp(?![a-z])|\*\*|[a-zA-Z]|[-+*/^_!%°|()\[\]{}<>≤≥≠=,:;&])", re.ASCII)
+FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
+GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega "
+            "Delta Omega ell".split())
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[{}|]|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:(?:arc)?(?:sin|cos|tan)|ln|log|exp|sqrt|pi)"
+                   r"(?![a-z])|\*\*|[a-zA-Z]|[-+*/^_!%°|()\[\]{}<>≤≥≠=,:;&])", re.ASCII)
 
 
 def tokenize(text):
     tokens, end = [], 0
-    for match in TOKEN.finditer(text):
-        if match.start() != end:
-            break
-        token = match[1]
+    while match := TOKEN.match(text, end):
+        token, end = match[1], match.end()
         tokens.append("^" if token == "**" else "\\" + token if len(token) > 1 and token.isalpha() else token)
-        end = match.end()
     if text[end:].strip():
         raise ValueError(f"unexpected {text[end:end + 10]!r}")
     return tokens
 
 
-class Parser:
-    """Tokens of one expression -> nested tuples (operation, arguments)."""
-    def __init__(self, tokens):
-        self.tokens, self.i, self.depth, self.bars = tokens, 0, 0, 0
+def translate(tokens, depth=0):
+    """The tokens of one expression in Python's syntax: 2 \\sin x -> (2)*(sin((v_x))). Implied products bind like
+    written ones; the argument of a function without brackets ends at + - * / or the next function."""
+    if depth > 30 or not tokens:
+        raise ValueError("too deep, or empty")
+    tokens, out = list(tokens), []  # what is left to read; operators and (atoms)
 
-    def peek(self):
-        return self.tokens[self.i] if self.i < len(self.tokens) else ""
+    def take(end):  # up to `end`, without the brackets around
+        part = tokens[1:end]
+        del tokens[:end + 1]
+        return translate(part, depth + 1)
 
-    def take(self, expected=None):
-        token = self.peek()
-        if not token or expected and token != expected:
-            raise ValueError(f"{expected} expected, not {token!r}")
-        self.i += 1
-        return token
+    def argument():  # of \frac, ^ and the like: a {group}, else one digit, letter or command
+        if tokens[:1] in (["{"], ["("]):
+            return take(matching(tokens, 0))
+        token = tokens.pop(0) if tokens else ""
+        if token == "-":
+            return "-" + argument()
+        if token[:1].isdigit() and len(token) > 1:  # \frac12
+            tokens.insert(0, token[1:])
+        return translate([token[:1] if token[:1].isdigit() else token], depth + 1)
 
-    def whole(self):
-        tree = self.sum()
-        if self.peek():
-            raise ValueError(f"unexpected {self.peek()!r}")
-        return tree
-
-    def sum(self):
-        self.depth += 1
-        if self.depth > 30:
-            raise ValueError("too deep")
-        sign = 1
-        while self.peek() in ("+", "-"):
-            sign *= -1 if self.take() == "-" else 1
-        tree = self.product()
-        tree = ("neg", tree) if sign < 0 else tree
-        while self.peek() in ("+", "-"):
-            tree = (self.take(), tree, self.product())
-        self.depth -= 1
-        return tree
-
-    def starts_atom(self):
-        token = self.peek()
-        return bool(token) and (token[0].isalnum() or token[0] == "." or token in ("(", "{", "[") or token == "|" and not self.bars
-                                or token[0] == "\\" and token[1:] in ATOMS)
-
-    def product(self, argument=False):
-        """Implicit products bind like explicit ones; the argument of a function ends at the next function."""
-        tree = self.power()
-        while True:
-            if self.peek() in ("*", "/") and not argument:
-                op = self.take()
-                negative = self.peek() == "-" and self.take()
-                right = self.power()
-                tree = (op, tree, ("neg", right) if negative else right)
-            elif self.starts_atom() and not (argument and self.peek()[1:] in FUNCTIONS):
-                tree = ("*", tree, self.power())
+    def called(name):
+        base = power = ""
+        while tokens[:1] in (["_"], ["^"]):
+            if tokens.pop(0) == "_":
+                base = "," + argument()
+            elif tokens[:4] == ["{", "-", "1", "}"]:
+                del tokens[:4]
+                name = "arc" + name
             else:
-                return tree
+                power = f"**({argument()})"
+        if tokens and tokens[0] in OPEN:
+            return f"{name}({take(matching(tokens, 0))}{base}){power}"
+        end = tokens.index("|", 1) + 1 if tokens[:1] == ["|"] else 0
+        while end < len(tokens) and tokens[end] not in OPERATORS and tokens[end] != "|" and tokens[end][1:] not in FUNCTIONS:
+            end = (matching(tokens, end) if tokens[end] in OPEN else end) + 1
+        tokens.insert(0, "")
+        tokens.insert(end + 1, "")
+        return f"{name}({take(end + 1)}{base}){power}"
 
-    def power(self):
-        base = self.atom()
-        while self.peek() in ("!", "°", "%"):
-            base = (self.take(), base)
-        if self.peek() == "^":
-            self.take()
-            base = ("^", base, self.group(signed=True))
-        return base
-
-    def group(self, signed=False):
-        """The argument of ^, \\frac and the like: a {group}, else a single digit, letter or command."""
-        if self.peek() == "{":
-            self.take()
-            tree = self.sum()
-            self.take("}")
-            return tree
-        if signed and self.peek() == "-":
-            self.take()
-            return ("neg", self.group())
-        if not signed and self.peek().isdigit() and len(self.peek()) > 1:  # \frac12
-            token = self.tokens[self.i]
-            self.tokens[self.i] = token[1:]
-            return ("number", token[0])
-        return self.atom()
-
-    def atom(self):
-        token = self.take()
-        if token[0].isdigit() or token[0] == ".":
-            number = ("number", token)
-            if self.peek() == "\\frac" and token.isdigit():  # a mixed number, if the fraction is one of digits
-                text = "".join(self.tokens[self.i + 1:self.i + 7])
-                if re.match(r"\{\d+\}\{\d+\}|\d\d(?!\d)", text):
-                    return ("+", number, self.atom())
-            return number
-        if token in ("(", "[", "{"):
-            tree = self.sum()
-            self.take({"(": ")", "[": "]", "{": "}"}[token])
-            return tree
-        if token == "|" and not self.bars:
-            self.bars += 1
-            tree = self.sum()
-            self.bars -= 1
-            self.take("|")
-            return ("abs", tree)
+    while tokens:
+        token = tokens[0]
         name = token[1:]
-        if token.isalpha():
-            return self.subscript(token)
-        if name in ("frac", "binom"):
-            return (name, self.group(), self.group())
-        if name == "sqrt":
-            root = ("number", "2")
-            if self.peek() == "[":
-                self.take()
-                root = self.sum()
-                self.take("]")
-            return ("root", self.group(), root)
-        if name in ("lfloor", "lceil"):
-            tree = self.sum()
-            self.take({"lfloor": "\\rfloor", "lceil": "\\rceil"}[name])
-            return (name, tree)
-        if name in FUNCTIONS:
-            base = power = None
-            while self.peek() in ("_", "^"):
-                if self.take() == "_":
-                    base = self.group(signed=True)
-                else:
-                    power = self.group(signed=True)
-            inside = self.power() if self.peek() in ("(", "{", "[") else self.product(argument=True)
-            tree = (name, inside, base) if base else (name, inside)
-            if power == ("neg", ("number", "1")):
-                return ("arc" + name, inside)
-            return ("^", tree, power) if power else tree
-        if name in ("pi", "infty"):
-            return (name,)
-        if name in GREEK:
-            return self.subscript(token)
-        raise ValueError(f"unknown {token}")
+        if token in OPEN:
+            atom = take(matching(tokens, 0))
+        elif token == "|":
+            atom = f"abs({take(tokens.index('|', 1))})"
+        elif name in ("lfloor", "lceil"):
+            atom = f"{name[1:]}({take(tokens.index({'lfloor': chr(92) + 'rfloor', 'lceil': chr(92) + 'rceil'}[name]))})"
+        else:
+            del tokens[0]
+            if token in OPERATORS:
+                out.append(token)
+                continue
+            if token in ("^", "!", "%", "°"):
+                if not out or out[-1] in OPERATORS:
+                    raise ValueError(f"nothing before {token}")
+                last = out[-1]
+                out[-1] = (f"{last}**({argument()})" if token == "^" else f"factorial({last})" if token == "!"
+                           else f"({last}/100)" if token == "%" else f"({last}*pi/180)")
+                continue
+            if token[0].isdigit() or token[0] == ".":
+                mantissa, _, exponent = token.lower().partition("e")
+                value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
+                atom = f"{value.numerator}/{value.denominator}"
+                if token.isdigit() and re.match(r"\\frac(\{\d+\}\{\d+\}|\d\d(?!\d))", "".join(tokens[:8])):  # 3\frac12
+                    del tokens[0]
+                    atom += f"+({argument()})/({argument()})"
+            elif name in ("frac", "binom"):
+                atom = f"{'divide' if name == 'frac' else name}({argument()},{argument()})"
+            elif name == "sqrt":
+                root = take(tokens.index("]")) if tokens[:1] == ["["] else "2"
+                atom = f"root({argument()},{root})"
+            elif name in FUNCTIONS:
+                atom = called(name)
+            elif name in ("pi", "infty") or token in ("e", "i"):
+                atom = name or token
+            elif token.isalpha() or name in GREEK:
+                atom = "v_" + (name or token)
+                if tokens[:1] == ["_"]:
+                    end = matching(tokens, 1) if tokens[1:2] == ["{"] else 1
+                    atom += re.sub(r"\W", "", "".join(tokens[:end + 1]))
+                    del tokens[:end + 1]
+            else:
+                raise ValueError(f"unknown {token}")
+        out += ["*"] * bool(out and out[-1] not in OPERATORS) + [f"({atom})"]
+    return "".join(out)
 
-    def subscript(self, name):
-        if self.peek() == "_":
-            self.take()
-            token = self.take()
-            while token == "{" and self.peek() != "}":
-                name += self.take()
-            name += "" if token == "{" and self.take("}") else token
-        return {"e": ("e",), "i": ("i",)}.get(name, ("variable", name))
-
-
-GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega Delta Omega "
-            "ell".split())
-ATOMS = {"frac", "binom", "sqrt", "lfloor", "lceil", "pi", "infty"} | FUNCTIONS | GREEK
-
-
-# ------------------------------------------------------------------------------------- expressions: compute
 
 _local = threading.local()
 
@@ -324,71 +269,78 @@ def small(x, bound):
     return x
 
 
+def bits(x):
+    return max(x.numerator.bit_length(), x.denominator.bit_length())
+
+
 def power(a, b):
-    if isinstance(b, Fraction) and isinstance(a, Fraction):
-        size = max(a.numerator.bit_length(), a.denominator.bit_length())
+    """a ** b, exact where it is a fraction; an odd root of a negative number is negative."""
+    if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1:
-            small(b * size, 20000)
-            return Fraction(a) ** int(b)
+            small(abs(b) * bits(a), 20000)
+            return a ** int(b)
         n = small(b.denominator, 100)
-        sign = -1 if a < 0 and n % 2 else 1
-        root = [int(mp().nint(mp().root(abs(k), n))) if k.bit_length() < 160 else 0 for k in (a.numerator, a.denominator)]
-        if (a >= 0 or n % 2) and root[0] ** n == abs(a.numerator) and root[1] ** n == a.denominator:
-            return power(Fraction(sign * root[0], root[1]), Fraction(b.numerator))
-        if sign < 0:
+        if bits(a) < 160 and (a >= 0 or n % 2):
+            roots = [int(mp().nint(mp().root(abs(k), n))) for k in (a.numerator, a.denominator)]
+            if (roots[0] ** n, roots[1] ** n) == (abs(a.numerator), a.denominator):
+                return power(Fraction(roots[0] if a >= 0 else -roots[0], roots[1]), Fraction(b.numerator))
+        if a < 0 and n % 2:
             return (-1) ** b.numerator * power(-a, b)
     return mp().power(to_mp(a), small(to_mp(b), 10**4))
 
 
-def compute(tree, point):
-    """The value of an expression, a Fraction or a 50-digit number, where `point` numbers a choice of the values of
-    the free variables."""
-    kind, *arguments = tree
-    if kind == "number":
-        mantissa, _, exponent = tree[1].lower().partition("e")
-        return Fraction(mantissa.rstrip(".") or "0") * Fraction(10) ** int(small(int(exponent or 0), 400))
-    if kind == "variable":
-        rand = random.Random(f"{tree[1]} {point}")
-        return Fraction(rand.randint(20, 99) * (rand.choice((-1, 1)) if point else 1), rand.randint(3, 17))
-    if kind in ("pi", "e", "i", "infty"):
-        return {"pi": mp().pi(), "e": mp().e(), "i": mp().mpc(0, 1), "infty": mp().inf}[kind]
-    values = [compute(argument, point) for argument in arguments]
-    a, b = values[0], values[-1]
-    if kind == "neg":
-        return -a
-    for value in values:  # infinity stands alone or with a sign; sizes stay within bounds
-        small(value.numerator.bit_length() + value.denominator.bit_length() if isinstance(value, Fraction) else abs(value), 10**5
-              if isinstance(value, Fraction) else mp().mpf(10) ** 2000)
-    if kind in ("+", "-", "*", "/", "frac"):
-        if not (isinstance(a, Fraction) and isinstance(b, Fraction)):
-            a, b = to_mp(a), to_mp(b)
-        return a + b if kind == "+" else a - b if kind == "-" else a * b if kind == "*" else a / b
-    if kind == "^":
-        return power(a, b)
-    if kind == "root":
-        return power(a, 1 / b)
-    if kind in ("abs", "lfloor", "lceil"):
-        real = a if kind == "abs" or isinstance(a, Fraction) else mp().re(a)
-        return abs(a) if kind == "abs" else Fraction(int((math if isinstance(a, Fraction) else mp()).floor(real) if kind == "lfloor"
-                                                         else (math if isinstance(a, Fraction) else mp()).ceil(real)))
-    if kind in ("!", "binom"):
-        if not all(isinstance(v, Fraction) and v.denominator == 1 and 0 <= v for v in values):
-            return mp().gamma(to_mp(small(a, 300)) + 1) if kind == "!" else mp().binomial(to_mp(small(a, 300)), to_mp(small(b, 300)))
-        return Fraction(math.factorial(small(int(a), 300)) if kind == "!" else math.comb(small(int(a), 10**6), small(int(b), 300)))
-    if kind == "%":
-        return a / 100
-    if kind == "°":
-        return to_mp(a) * mp().pi / 180
-    x = small(to_mp(a), 10**4 if kind == "exp" else 10**30)
-    if kind in ("log", "lg", "ln"):
-        base = to_mp(b) if len(values) > 1 else 10
-        return mp().log(x) if kind == "ln" else mp().log(x) / mp().log(base)
-    names = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}
-    return getattr(mp(), names.get(kind, kind))(x)
+def whole(x, bound):
+    return int(small(x, bound)) if isinstance(x, Fraction) and x.denominator == 1 and x >= 0 else None
+
+
+def call(name, x, y=None):
+    """The value of name(x) or name(x, y)."""
+    if name in ("divide", "root"):
+        return apply(operator.truediv, x, y) if name == "divide" else power(x, 1 / y)
+    if name in ("factorial", "binom"):
+        n, k = whole(x, 10**6), whole(y, 300) if name == "binom" else None
+        if name == "factorial":
+            return Fraction(math.factorial(small(n, 300))) if n is not None else mp().gamma(to_mp(small(x, 300)) + 1)
+        return Fraction(math.comb(n, k)) if n is not None is not k else mp().binomial(*(to_mp(small(v, 300)) for v in (x, y)))
+    if name in ("abs", "floor", "ceil"):
+        return abs(x) if name == "abs" else Fraction(int(getattr(math if isinstance(x, Fraction) else mp(), name)(x)))
+    x = small(to_mp(x), 10**4 if name == "exp" else 10**30)
+    if name in ("log", "lg"):
+        return mp().ln(x) / mp().ln(to_mp(y) if y is not None else 10)
+    return getattr(mp(), name.replace("arc", "a"))(x)
+
+
+def apply(function, a, b):
+    return function(a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else function(to_mp(a), to_mp(b))
+
+
+def compute(node, point=0):
+    """The value of an expression, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
+    variables. Raises ValueError or ArithmeticError where there is none."""
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        return Fraction(node.value)
+    if isinstance(node, ast.Name):
+        if node.id.startswith("v_"):
+            rand = random.Random(f"{node.id} {point}")
+            return Fraction(rand.randint(20, 99) * (rand.choice((-1, 1)) if point else 1), rand.randint(3, 17))
+        return {"pi": mp().pi(), "e": mp().e(), "i": mp().mpc(0, 1), "infty": mp().inf}[node.id]
+    if isinstance(node, ast.UnaryOp):
+        return -compute(node.operand, point) if isinstance(node.op, ast.USub) else compute(node.operand, point)
+    if not isinstance(node, (ast.BinOp, ast.Call)):
+        raise ValueError("not allowed")
+    values = [compute(n, point) for n in ([node.left, node.right] if isinstance(node, ast.BinOp) else node.args)]
+    for value in values:  # infinity stands alone or with a sign
+        small(bits(value), 10**5) if isinstance(value, Fraction) else small(value, mp().mpf(10) ** 2000)
+    if isinstance(node, ast.Call):
+        return call(node.func.id, *values)
+    if isinstance(node.op, ast.Pow):
+        return power(*values)
+    return apply({ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+                  ast.Div: operator.truediv}[type(node.op)], *values)
 
 
 def variables(tree):
-    return {tree[1]} if tree[0] == "variable" else set().union(*(variables(t) for t in tree[1:] if isinstance(t, tuple)))
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id.startswith("v_")}
 
 
 def close(x, y):
@@ -404,16 +356,19 @@ def close(x, y):
     return bool(abs(x - y) <= mp().mpf(10) ** -35 * max(1, abs(x), abs(y)))
 
 
-# ------------------------------------------------------------------------------------------ answers: structure
+# ---------------------------------------------------------------------------------------- structure of answers
+#
+# A node is a tuple: ("value", expression), ("set" | "union" | "ratio" | "matrix" | "row", nodes ...),
+# ("tuple", its brackets, nodes ...), ("relation", its signs, nodes ...), ("empty",).
 
-RELATIONS = ("=", "≠", "<", ">", "≤", "≥")
+FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
 
 
 def split(tokens, separators):
-    """Split at separators outside all brackets -> (parts, the separators found)."""
+    """Split at separators outside all brackets -> the parts, the separators."""
     parts, found, depth = [[]], [], 0
     for token in tokens:
-        depth += (token in ("(", "[", "{", "\\{")) - (token in (")", "]", "}", "\\}"))
+        depth += (token in OPEN) - (token in CLOSE)
         if depth == 0 and token in separators:
             parts.append([])
             found.append(token)
@@ -422,163 +377,125 @@ def split(tokens, separators):
     return parts, found
 
 
-def wrapped(tokens):
-    """Whether the first bracket closes with the last token."""
-    return tokens[0] in ("(", "[", "{", "\\{") and tokens[-1] in (")", "]", "}", "\\}") and len(tokens) > 2 and all(
-        split(tokens[:n], ())[1] == [] and _depth(tokens[:n]) > 0 for n in range(1, len(tokens)))
-
-
-def _depth(tokens):
-    return sum((t in ("(", "[", "{", "\\{")) - (t in (")", "]", "}", "\\}")) for t in tokens)
-
-
 def read(tokens):
-    """Tokens of an answer -> ('set' | 'tuple' | 'ratio' | 'union' | 'matrix' | 'relation' | 'empty' | 'value', ...)."""
-    if not tokens:
-        raise ValueError("empty")
-    if "\\pm" in tokens or "\\mp" in tokens:  # two answers; \mp is the other sign
-        both = [{"\\pm": plus, "\\mp": minus} for plus, minus in ("+-", "-+")]
-        return ("set", *(read([signs.get(t, t) for t in tokens]) for signs in both))
-    parts, _ = split(tokens, (",", ";"))
-    if len(parts) > 1:
-        return ("set", *map(read, parts))
-    parts, _ = split(tokens, ("\\in",))
-    if len(parts) == 2 and all(t.isalpha() for t in parts[0]):
-        return read(parts[1])
-    if tokens == ["\\emptyset"] or tokens == ["\\{", "\\}"]:
-        return ("empty",)
-    if tokens == ["\\reals"]:
-        return read(tokenize("(-\\infty,\\infty)"))
-    parts, relations = split(tokens, RELATIONS)
-    if relations:
-        return ("relation", relations, *map(read, parts))
-    parts, _ = split(tokens, ("\\cup",))
-    if len(parts) > 1:
-        return ("union", *map(read, parts))
-    parts, _ = split(tokens, (":",))
-    if len(parts) > 1:
-        return ("ratio", *map(read, parts))
-    if wrapped(tokens):
-        items, commas = split(tokens[1:-1], (",", ";"))
-        if tokens[0] in ("\\{", "{") and (commas or tokens[0] == "\\{"):
-            return ("set", *map(read, items))
-        if commas:
-            return ("tuple", tokens[0] + tokens[-1], *map(read, items))
-    return ("value", Parser(list(tokens)).whole())
-
-
-def read_matrix(text):
-    match = re.fullmatch(r"[(\[{]? ?\\begin ?\{(?:[pbBvV]?matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)\\end ?\{\w+\} ?[)\]}]?", text)
-    if not match:
-        raise ValueError("not a matrix")
-    rows = [row.split("&") for row in match[1].split("↵") if row.strip()]
-    return ("matrix", *(("row", *(read(tokenize(cell)) for cell in row)) for row in rows))
+    """Tokens of an answer -> its node."""
+    if "\\pm" in tokens or "\\mp" in tokens:  # two answers; \mp has the other sign
+        return ("set", *(read([{"\\pm": plus, "\\mp": minus}.get(t, t) for t in tokens]) for plus, minus in ("+-", "-+")))
+    if tokens in (["\\emptyset"], ["\\reals"]):
+        return ("empty",) if tokens == ["\\emptyset"] else read(tokenize(r"(-\infty,\infty)"))
+    for kind, separators in (("set", ",;"), ("in", ("\\in",)), ("relation", FLIP), ("union", ("\\cup",)), ("ratio", ":")):
+        parts, found = split(tokens, separators)
+        if kind == "in" and len(parts) == 2 and all(token.isalpha() for token in parts[0]):
+            return read(parts[1])
+        if found:
+            return (kind, *([found] if kind == "relation" else []), *map(read, parts))
+    if tokens and tokens[0] in OPEN and matching(tokens, 0) == len(tokens) - 1:
+        items, commas = split(tokens[1:-1], ",;")
+        if commas or tokens[0] == "\\{":
+            return ("set" if "{" in tokens[0] else "tuple", *([] if "{" in tokens[0] else [tokens[0] + tokens[-1]]), *map(read, items))
+    return ("value", ast.parse(translate(tokens), mode="eval").body)
 
 
 @functools.lru_cache(4096)
 def parse(text):
-    """The structure of a clean answer; ValueError where it has none. Answers of over 600 characters have none."""
+    """A clean answer -> its node; ValueError where it has none. Answers of over 600 characters have none."""
     if len(text) > 600:
         raise ValueError("too long")
-    if "\\begin" in text:
-        return read_matrix(text)
+    if match := re.fullmatch(r"[(\[{]? ?\\begin ?\{(?:[pbBvV]?matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)\\end ?\{\w+\} ?[)\]}]?", text):
+        rows = [row.split("&") for row in match[1].split("↵") if row.strip()]
+        return ("matrix", *(("row", *(read(tokenize(cell)) for cell in row)) for row in rows))
     text = re.sub(r"⟨? ?\b(?:and|or)\b ?⟩?", ",", text)
     text = re.sub(r",(?: ?,)+", ",", re.sub(r"[⟨⟩]", " ", text))
-    if re.fullmatch(r"-? ?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-? ?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
+    if re.fullmatch(r"-? ?\d{1,3}(?:([, ])\d{3})(?:\1\d{3})*(?:\.\d+)?", text):  # thousands
         text = re.sub(r"[, ](?=\d)", "", text)
-    text = re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])(?=[^()\[\]{}]*$)(?<!,)", lambda m: m[0].replace(",", ""), text)
-    text = re.sub(r"(\d*)\.(\d*)\\overline ?\{(\d{1,30})\}", lambda m: "({})".format(_repeating(*m.groups())), text)
+    text = re.sub(r"(\d*)\.(\d*)\\overline ?\{(\d{1,30})\}", repeating_decimal, text)
     text = re.sub(r"(?<![\d.])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}", text)
     if re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{4,} [a-zA-Z]{2,}", text):
         raise ValueError("two numbers side by side, or words")
     return read(tokenize(text))
 
 
-def _repeating(whole, fixed, period):
-    value = Fraction(int(whole + fixed + period or 0) - int(whole + fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
-    return f"{value.numerator}/{value.denominator}"
+def repeating_decimal(match):
+    whole, fixed, period = match.groups()
+    value = Fraction(int(whole + fixed + period) - int(whole + fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
+    return f"({value})"
 
 
 def is_name(node):
     """x, AB, f(x), (x, y), AB/CD: something that an answer may be called."""
     if node[0] == "tuple":
         return all(map(is_name, node[2:]))
-    return node[0] == "value" and "number" not in str(node) and not {"+", "-", "neg"} & set(re.findall(r"'([^']*)'", str(node)))
+    return node[0] == "value" and not any(isinstance(n, (ast.Constant, ast.Add, ast.Sub, ast.USub)) for n in ast.walk(node[1]))
 
 
 def values_of(node):
-    """The values that 'x = 5' or 'AB = BC = 14' states; a plain value states itself."""
-    if node[0] != "relation" or set(node[1]) != {"="}:
-        return [node]
-    stated = [part for part in node[2:] if not is_name(part)]
-    return stated if stated and not is_name(node[-1]) else [node]
+    """The values that 'x = 5' or 'AB = BC = 14' states; any other node states itself."""
+    stated = [part for part in node[2:] if not is_name(part)] if node[0] == "relation" and set(node[1]) == {"="} else []
+    return stated if stated and stated[-1] is node[-1] else [node]
+
+
+def is_variable(node):
+    return node[0] == "value" and isinstance(node[1], ast.Name) and node[1].id.startswith("v_")
 
 
 def interval_of(node):
-    """'x > 3' and '0 <= x < 1' as intervals."""
-    if node[0] != "relation" or {"=", "≠"} & set(node[1]) or len(set(node[1]) & {"<", "≤"}) and len(set(node[1]) & {">", "≥"}):
+    """'x > 3' and '0 <= x < 1' as intervals, other nodes as they are."""
+    if node[0] != "relation" or not (set(node[1]) <= {"<", "≤"} or set(node[1]) <= {">", "≥"}):
         return node
-    relations, parts = list(node[1]), list(node[2:])
-    if relations[0] in (">", "≥"):
-        relations, parts = [{">": "<", "≥": "≤"}[r] for r in reversed(relations)], parts[::-1]
-    low, high = ("value", ("neg", ("infty",))), ("value", ("infty",))
+    signs, parts = node[1], list(node[2:])
+    if signs[0] in ">≥":
+        signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
     if len(parts) == 2:
-        left = parts[0] == ("value", ("variable", parts[0][1][1])) if parts[0][1][0] == "variable" else False
-        parts, relations = ([low, *parts], ["<", *relations]) if left else ([*parts, high], [*relations, "<"])
-    if len(parts) != 3 or parts[1][0] != "value" or parts[1][1][0] != "variable" or any(variables(p[1]) for p in (parts[0], parts[2])):
+        low, high = (read(tokenize(text)) for text in (r"-\infty", r"\infty"))
+        signs, parts = (["<", *signs], [low, *parts]) if is_variable(parts[0]) else ([*signs, "<"], [*parts, high])
+    if len(parts) != 3 or not is_variable(parts[1]) or any(p[0] != "value" or variables(p[1]) for p in parts[::2]):
         return node
-    return ("tuple", ("(" if relations[0] == "<" else "[") + (")" if relations[1] == "<" else "]"), parts[0], parts[2])
+    return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], parts[0], parts[2])
 
 
 def proportional(a, b):
-    """Whether two relations of two sides say the same: their differences are in a constant ratio, positive for
-    inequalities, at points chosen at random."""
-    (left, right), (left2, right2) = a[2:], b[2:]
-    if any(side[0] != "value" for side in (left, right, left2, right2)):
-        return same(left, left2) and same(right, right2) and a[1] == b[1]
-    flip = {"<": (1, "<"), ">": (-1, "<"), "≤": (1, "≤"), "≥": (-1, "≤"), "=": (1, "="), "≠": (1, "≠")}
-    (sign, kind), (sign2, kind2) = flip[a[1][0]], flip[b[1][0]]
+    """Whether two relations of two sides say the same: at points chosen at random, the differences of their sides
+    are in a constant ratio, positive for inequalities."""
+    if any(side[0] != "value" for side in a[2:] + b[2:]):
+        return a[1] == b[1] and same(a[2], b[2]) and same(a[3], b[3])
+    (a, sign), (b, sign2) = ((x[2:], x[1][0]) if x[1][0] not in ">≥" else (x[:1:-1], FLIP[x[1][0]]) for x in (a, b))
     ratios = []
     for point in range(4):
-        d, d2 = (s * (to_mp(compute(x[1], point)) - to_mp(compute(y[1], point)))
-                 for s, x, y in ((sign, left, right), (sign2, left2, right2)))
-        if abs(d) < mp().mpf(10) ** -30 or abs(d2) < mp().mpf(10) ** -30:
+        d, d2 = (to_mp(apply(operator.sub, *(compute(side[1], point) for side in x))) for x in (a, b))
+        if min(abs(d), abs(d2)) < mp().mpf(10) ** -30:
             return False
         ratios.append(d / d2)
-    return kind == kind2 and all(close(r, ratios[0]) for r in ratios) and (kind in "=≠" or mp().re(ratios[0]) > 0)
+    return sign == sign2 and all(close(r, ratios[0]) for r in ratios) and (sign in "=≠" or mp().re(ratios[0]) > 0)
 
 
 def same(a, b):
-    """Whether two structures are equal."""
-    if a[0] == b[0] == "relation" and len(a) == len(b) == 4 and proportional(a, b):
-        return True
-    a, b = interval_of(a), interval_of(b)
-    if {a[0], b[0]} == {"set", "union"}:  # x < 1 or x > 2
-        a, b = (("union", *map(interval_of, x[1:])) if x[0] == "set" and x[1][0] == "relation" else x for x in (a, b))
-    if a[0] == b[0] == "relation":
-        names = [{p[1] for p in x[2:] if p[0] == "value" and p[1][0] == "variable"} for x in (a, b)]
+    """Whether two nodes are equal."""
+    relations = [x for x in (a, b) if x[0] == "relation"]
+    if len(relations) == 2:
+        if len(a) == len(b) == 4 and proportional(a, b):
+            return True
+        names = [{part[1].id for part in x[2:] if is_variable(part)} for x in (a, b)]
         if all(names) and not names[0] & names[1]:
             return False  # x = 5 is not y = 5
-    if "relation" in (a[0], b[0]):
-        values, values2 = values_of(a), values_of(b)
-        if (values, values2) == ([a], [b]):
-            return a[1] == b[1] and len(a) == len(b) and all(map(same, a[2:], b[2:]))
-        return not (a in values and a[0] == "relation" or b in values2 and b[0] == "relation") and all(
-            same(x, y) for x in values for y in values2)
+    a, b = (("union", *map(interval_of, x[1:])) if x[0] == "set" and y[0] == "union" and x[1][0] == "relation"
+            else interval_of(x) for x, y in ((a, b), (b, a)))
+    values, values2 = values_of(a), values_of(b)
+    if (values, values2) != ([a], [b]):
+        return all(x[0] != "relation" and same(x, y) for x in values for y in values2)
     if a[0] != b[0]:
         return False
     if a[0] == "value":
-        free = variables(a[1]) | variables(b[1])
-        return all(close(compute(a[1], point), compute(b[1], point)) for point in range(3 if free else 1))
+        points = range(3 if variables(a[1]) | variables(b[1]) else 1)
+        return all(close(compute(a[1], point), compute(b[1], point)) for point in points)
     if a[0] in ("set", "union"):  # in any order
         left = list(b[1:])
         for x in a[1:]:
-            match = next((y for y in left if same(x, y)), None)
+            match = next((i for i, y in enumerate(left) if same(x, y)), None)
             if match is None:
                 return False
-            left.remove(match)
+            del left[match]
         return not left
-    return len(a) == len(b) and all(x == y if isinstance(x, str) else same(x, y) for x, y in zip(a[1:], b[1:]))
+    return len(a) == len(b) and all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
 
 def plain_words(text):
@@ -588,7 +505,7 @@ def plain_words(text):
 def equal_answers(answer, gold):
     """Whether two final answers, as written, are the same."""
     answer, gold = clean(answer), clean(gold)
-    if not re.search(r"\w|\\emptyset|\\infty", answer) or not gold:
+    if not re.search(r"\w", answer) or not gold:
         return False
     if answer == gold:
         return True
@@ -600,76 +517,53 @@ def equal_answers(answer, gold):
     if unit and unit2 and unit != unit2:
         return False
     try:
-        node, node2 = parse(value), parse(value2)
-        scales = {Fraction(factor) / factor2} | ({Fraction(1, 100)} if unit == "percent" != unit2 else set()) | (
-            {Fraction(100)} if unit2 == "percent" != unit else set())
-        if (factor, factor2) != (1, 1) or len(scales) > 1:
-            if node[0] == node2[0] == "value":
-                return any(close(compute(node[1], 0) * s, compute(node2[1], 0)) for s in scales) and not (
-                    variables(node[1]) | variables(node2[1]))
-            return False
-        return same(node, node2)
-    except (ValueError, ArithmeticError, RecursionError):
-        return plain_words(answer) == plain_words(gold)
+        a, b = parse(value), parse(value2)
+        percent = {"percent": Fraction(1, 100)}
+        scales = {Fraction(factor, factor2), percent.get(unit, 1) / percent.get(unit2, 1)}  # 25% is 25 or 0.25
+        if scales == {1}:
+            return same(a, b)
+        return a[0] == b[0] == "value" and not variables(a[1]) | variables(b[1]) and any(
+            close(apply(operator.mul, compute(a[1]), Fraction(scale)), compute(b[1])) for scale in scales)
+    except (ValueError, ArithmeticError, SyntaxError, RecursionError, MemoryError, LookupError, TypeError):
+        return len(gold) > 1 and plain_words(answer) == plain_words(gold)  # no mathematics: compare as words
 
 
 def math_reward(response, gold):
     """1.0 if the final answer of `response` equals the gold answer, which may be LaTeX or plain text."""
     try:
         gold, answer = str(gold), final_answer(str(response))
-        gold = last_boxed(gold) or gold
-        return float(bool(answer) and len(answer) <= 2000 and equal_answers(answer, gold))
+        return float(bool(answer) and len(answer) <= 2000 and equal_answers(answer, last_boxed(gold) or gold))
     except (ValueError, ArithmeticError, RecursionError):
         return 0.0
 
 
 # --------------------------------------------------------------------------------------------------- countdown
 
-def countdown_value(node, used):
-    """The exact value of a parsed expression of whole numbers, + - * /; the numbers are appended to `used`."""
-    if isinstance(node, ast.Expression):
-        return countdown_value(node.body, used)
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        used.append(node.value)
-        return Fraction(node.value)
-    if isinstance(node, ast.BinOp) and type(node.op) in (ast.Add, ast.Sub, ast.Mult, ast.Div):
-        a, b = countdown_value(node.left, used), countdown_value(node.right, used)
-        return {ast.Add: a.__add__, ast.Sub: a.__sub__, ast.Mult: a.__mul__, ast.Div: a.__truediv__}[type(node.op)](b)
-    raise ValueError("only whole numbers, + - * / and brackets")
-
-
 def countdown_reward(response, numbers, target):
     """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers` exactly
     once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the response must be
     the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of earlier results."""
-    numbers, left = sorted(map(int, numbers)), list(map(int, numbers))
+    left = list(map(int, numbers))
     try:
         if "<answer>" in response:
             inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
-            expression = inside.strip().strip("$").strip()
-            expression = re.sub(rf"\s*=\s*{int(target)}$", "", expression)
-            if not closed or len(expression) > 500 or not re.fullmatch(r"[0-9+\-*/() ]+", expression):
+            expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside.strip().strip("$").strip())
+            tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+"  # also unary signs, but for the first
+            if not closed or len(expression) > 500 or not re.fullmatch(r"[0-9+\-*/() ]+", expression) or re.search(
+                    tricks, expression):
                 return 0.0
-            if re.search(r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\s*\+", expression):
-                return 0.0
-            expression, used = re.sub(r"^-", "0-", expression), []
-            value = countdown_value(ast.parse(expression.strip(), mode="eval"), used)
-            if expression.startswith("0-"):
-                used.remove(0)
-            return float(value == target and sorted(used) == numbers)
+            tree = ast.parse(expression, mode="eval").body
+            used = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+            return float(sorted(used) == sorted(left) and compute(tree) == target)
         for step in response.strip().split(","):
-            match = re.fullmatch(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,18})", step, re.ASCII)
-            if not match:
+            a, op, b, result = re.fullmatch(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,18})", step, re.ASCII).groups()
+            left.remove(int(a))
+            left.remove(int(b))
+            if OPERATORS[op](Fraction(a), Fraction(b)) != int(result):
                 return 0.0
-            a, b, result = int(match[1]), int(match[3]), int(match[4])
-            left.remove(a)
-            left.remove(b)
-            right = {"+": a + b, "-": a - b, "*": a * b, "/": Fraction(a, b) if b else None}[match[2]]
-            if right != result:
-                return 0.0
-            left.append(result)
+            left.append(int(result))
         return float(left == [target])
-    except (ValueError, ArithmeticError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, ArithmeticError, AttributeError, SyntaxError, RecursionError, MemoryError):
         return 0.0
 
 
@@ -677,56 +571,59 @@ def countdown_reward(response, numbers, target):
 #
 # Three processes. The trainer starts a grader, which holds the tests; the grader starts a solution process, which
 # holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does its result:
-# what comes back is plain data, compared with real builtins where the policy's code never runs.
+# what comes back is plain data, judged by real builtins in a process where the policy's code never runs.
 
 TIME_LIMIT, MEMORY, FILE_SIZE, OPEN_FILES, PROCESSES, MESSAGE = 6, 2**30, 2**24, 64, 64, 2**23  # seconds, bytes, counts
-HERE = os.path.abspath(__file__)
-UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--"]
+UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
+SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 
 
-def this_module(function):
-    """Command that runs a function of this file in a new Python; as an import, so that it is compiled only once."""
-    folder, name = os.path.split(os.path.splitext(HERE)[0])
+def python(function):
+    """The command that runs a function of this file in a new Python; as an import, so that it is compiled once."""
+    folder, name = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
     return [sys.executable, "-I", "-c", f"import sys; sys.path.append({folder!r}); import {name}; {name}.{function}()"]
 
 
 def encode(x, handles):
-    """Plain data -> JSON; subclasses count as their base; any other object stays where it is and becomes a handle."""
+    """Plain data -> tagged JSON, a subclass as its base. Any other object stays here, in the list `handles`, and
+    its number goes out; where `handles` is None, there is no such way."""
     if x is None or isinstance(x, (bool, str)):
         return ["plain", str.__str__(x) if isinstance(x, str) else x]
     if isinstance(x, int):
         return ["int", hex(int.__index__(x))]
-    if isinstance(x, float):
-        return ["float", float.hex(x)]
-    if isinstance(x, complex):
-        return ["complex", [float.hex(x.real), float.hex(x.imag)]]
+    if isinstance(x, (float, complex)):
+        return ["complex" if isinstance(x, complex) else "float", [float.hex(x.real), float.hex(x.imag)]]
     if isinstance(x, (bytes, bytearray)):
         return ["bytes", bytes(x).hex()]
-    for kind in (list, tuple, set, frozenset):
+    for name, kind in SEQUENCES.items():
         if isinstance(x, kind):
-            return [kind.__name__, [encode(item, handles) for item in kind.__iter__(x)]]
+            return [name, [encode(item, handles) for item in kind.__iter__(x)]]
     if isinstance(x, dict):
-        return ["dict", [[encode(k, handles), encode(v, handles)] for k, v in dict.items(x)]]
+        return ["dict", [[encode(key, handles), encode(value, handles)] for key, value in dict.items(x)]]
     if isinstance(x, Remote):
-        return ["handle", x._id]
+        return ["handle", x._number]
+    if handles is None:
+        raise TypeError("only plain data can be passed to a solution")
     handles.append(x)
     return ["handle", len(handles) - 1]
 
 
 def decode(message, resolve):
     kind, x = message
-    if kind in ("list", "tuple", "set", "frozenset"):
-        return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}[kind](decode(item, resolve) for item in x)
-    return {"plain": lambda: x, "int": lambda: int(x, 16), "float": lambda: float.fromhex(x),
-            "complex": lambda: complex(*map(float.fromhex, x)), "bytes": lambda: bytes.fromhex(x), "handle": lambda: resolve(x),
-            "dict": lambda: {decode(k, resolve): decode(v, resolve) for k, v in x}}[kind]()
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](decode(item, resolve) for item in x)
+    if kind == "dict":
+        return {decode(key, resolve): decode(value, resolve) for key, value in x}
+    if kind in ("float", "complex"):
+        return float.fromhex(x[0]) if kind == "float" else complex(*map(float.fromhex, x))
+    return {"plain": lambda y: y, "int": lambda y: int(y, 16), "bytes": bytes.fromhex, "handle": resolve}[kind](x)
 
 
 class Remote:
-    """In the grader: an object of the solution process. It can be called and looked into; it cannot say whether it
-    is true or equal to something, for that would be the policy's code deciding a test."""
+    """In the grader, an object of the solution process. It can be called and looked into. It cannot say whether it
+    is true or equal to something: that would be the policy's code deciding a test."""
     def __init__(self, ask, number):
-        self._ask, self._id = ask, number
+        self._ask, self._number = ask, number
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -735,33 +632,31 @@ class Remote:
 
     def _refuse(self, *_):
         raise TypeError("an object of the solution is no plain data")
-
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __contains__ = _refuse
     __hash__ = None
 
 
 for _name in ("call", "iter", "next", "len", "str", "getitem"):
-    setattr(Remote, f"__{_name}__", lambda self, *args, _name=_name, **kwargs: self._ask(_name, self, *args, **kwargs))
+    setattr(Remote, f"__{_name}__", lambda self, *a, _name=_name, **k: self._ask(_name, self, *a, **k))
 
 
-def limit_and_forget():
-    """In the solution process, before the policy's code: limits of its own, nothing inherited but the pipes."""
-    for what, value in ((resource.RLIMIT_CPU, TIME_LIMIT), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, FILE_SIZE),
-                        (resource.RLIMIT_NOFILE, OPEN_FILES), (resource.RLIMIT_NPROC, PROCESSES), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(what, (value, value))
+def limit_this_process():
+    import resource  # Linux and macOS only
+    for name, value in (("CPU", TIME_LIMIT), ("AS", MEMORY), ("FSIZE", FILE_SIZE), ("NOFILE", OPEN_FILES),
+                        ("NPROC", PROCESSES), ("CORE", 0)):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 def serve():
     """The solution process: run the policy's code, then answer calls until the pipe closes."""
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-    limit_and_forget()
+    for number in (0, 1, 2):  # what the code reads and prints is nobody's business
+        os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    limit_this_process()
     namespace, handles = {"__name__": "solution"}, []
-    operations = {"exec": lambda code: exec(code, namespace) or [n for n in namespace if isinstance(n, str)],
-                  "name": namespace.__getitem__, "call": lambda f, *a, **k: f(*a, **k), "getattr": getattr, "iter": iter,
-                  "next": next, "len": len, "str": str, "getitem": operator.getitem}
+    operations = {"exec": lambda code: exec(code, namespace) or [name for name in namespace if isinstance(name, str)],
+                  "name": namespace.__getitem__, "call": lambda f, *a, **k: f(*a, **k), "getattr": getattr,
+                  "iter": iter, "next": next, "len": len, "str": str, "getitem": operator.getitem}
     for line in source:
         try:
             operation, arguments, keywords = json.loads(line)
@@ -773,55 +668,50 @@ def serve():
         sink.flush()
 
 
-def kill_descendants():
-    """Kill and reap every descendant: orphans come to this process, which is their subreaper."""
-    while True:
-        try:
-            children = [int(pid) for path in glob.glob("/proc/self/task/*/children") for pid in open(path).read().split()]
-            for pid in children:
-                os.kill(pid, signal.SIGKILL)
-            os.waitpid(-1, 0)
-        except ProcessLookupError:
-            continue
-        except ChildProcessError:
-            return
-
-
 class Deadline(BaseException):
-    pass
+    """Not an Exception, so that no test catches it."""
 
 
 def grade():
-    """The grader: read {"code", "tests", "inputs", "outputs", "prefix"} from stdin, print PASS or FAIL."""
+    """The grader: read a task from stdin, print PASS or FAIL, leave no process behind."""
     def on_alarm(*_):
         raise Deadline
     task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
     prctl = ctypes.CDLL(None).prctl
-    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: the solution cannot read this memory
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the solution become children of this process
+    prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: an ordinary user's solution cannot read this memory
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
         def start(command, **more):
-            return subprocess.Popen(task["prefix"] + command, cwd=folder, stderr=subprocess.DEVNULL, env={
-                "PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}, **more)
+            environment = {"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+            return subprocess.Popen(task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, **more)
         try:
             (grade_tests if task["tests"] else grade_output)(task, start)
             verdict = "PASS"
-        except (Exception, Deadline, SystemExit):  # a failed test, a broken pipe, the deadline: all the same
+        except (Exception, SystemExit, Deadline):  # a failed test, a broken pipe, the deadline: all the same
             pass
         signal.setitimer(signal.ITIMER_REAL, 0)
-        kill_descendants()
+        while True:
+            try:
+                for path in glob.glob("/proc/self/task/*/children"):
+                    for pid in open(path).read().split():
+                        os.kill(int(pid), signal.SIGKILL)
+                os.waitpid(-1, 0)
+            except ProcessLookupError:
+                pass
+            except ChildProcessError:
+                break
     print(verdict, flush=True)
 
 
 def grade_tests(task, start):
-    """Raise unless every test passes; what the tests do not define themselves comes from the solution process."""
-    process = start(this_module("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    """Raise unless every test passes. The names that the tests use come from the solution process."""
+    process = start(python("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(operation, *arguments, **keywords):
-        message = [operation, encode(arguments, NoHandles()), encode(keywords, NoHandles())]
-        process.stdin.write(json.dumps(message).encode() + b"\n")
+        message = json.dumps([operation, encode(arguments, None), encode(keywords, None)])
+        process.stdin.write(message.encode() + b"\n")
         process.stdin.flush()
         kind, reply = json.loads(process.stdout.readline(MESSAGE))
         if kind == "value":
@@ -829,25 +719,21 @@ def grade_tests(task, start):
         error = getattr(builtins, str(reply), None)
         raise error() if isinstance(error, type) and issubclass(error, Exception) else RuntimeError(reply)
 
-    defined, namespace = set(ask("exec", task["code"])), {}
+    defined = set(ask("exec", task["code"]))
     nodes = [node for test in task["tests"] for node in ast.walk(ast.parse(test))]
     used = {node.id for node in nodes if isinstance(node, ast.Name)} & defined
+    # A solution may have the name of a builtin. It may not stand in for the builtins and modules that judge it.
     modules = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    # A solution may be named like a builtin. It may not stand in for the builtins and modules that judge its results.
-    for name in modules & used & sys.stdlib_module_names:
-        used.remove(name)
-        namespace[name] = __import__(name)
-    inside = {node.func.id: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - {node.func.id}
-              for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    used = {n for n in used if not hasattr(builtins, n)} or {n for n in used if not inside.get(n, set()) & used}
-    namespace |= {name: ask("name", name) for name in used}
+    modules &= used & sys.stdlib_module_names
+    own = {name for name in used - modules if not hasattr(builtins, name)}
+    for node in nodes:
+        if not own and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if any(isinstance(n, ast.Name) and n.id in used - {node.func.id} for n in ast.walk(node)):
+                used = used - {node.func.id}
+    namespace = {name: ask("name", name) for name in own or used - modules}
+    namespace |= {name: __import__(name) for name in modules}
     for test in task["tests"]:
         exec(test, namespace)  # the data set's own code
-
-
-class NoHandles(list):
-    def append(self, item):
-        raise TypeError(f"only plain data can be passed to a solution, not {type(item).__name__}")
 
 
 def grade_output(task, start):
@@ -861,7 +747,8 @@ def grade_output(task, start):
             with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
                 stdin.write(str(given).encode())
                 stdin.seek(0)
-                process = start([sys.executable, "-I", program.name], stdin=stdin, stdout=stdout, preexec_fn=limit_and_forget)
+                process = start([sys.executable, "-I", program.name], stdin=stdin, stdout=stdout,
+                                preexec_fn=limit_this_process)
                 if process.wait() != 0:
                     raise ValueError("exit status")
                 stdout.seek(0)
@@ -871,26 +758,23 @@ def grade_output(task, start):
 
 @functools.cache
 def sandbox():
-    """The command prefix that gives a solution its own network and process namespaces, if they work here."""
+    """The command prefix that gives a solution network and process namespaces of its own, if that works here."""
     if not sys.platform.startswith("linux"):
-        raise RuntimeError("code can be verified on Linux only: its limits on processes do not exist elsewhere")
-    works = shutil.which("unshare") and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+        raise RuntimeError("code can be verified on Linux only: other systems lack the limits that it runs under")
+    works = shutil.which(UNSHARE[0]) and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
     return UNSHARE if works else []
 
 
 def code_reward(response, tests=None, inputs=None, outputs=None):
-    """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints `outputs` for
-    `inputs`. Raises RuntimeError where there is no Linux."""
-    blocks = str(response).split("```")[1::2]
-    prefix = sandbox()
-    if not blocks or not (tests or inputs) or str(response).count("```") % 2:
-        return 0.0
-    language, _, code = blocks[-1].partition("\n")
-    if language.strip().lower() not in ("", "py", "python", "python3") or not code.strip():
+    """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints `outputs`, one
+    for each of `inputs`. The one exception among the rewards: RuntimeError where there is no Linux."""
+    parts, prefix = str(response).split("```"), sandbox()
+    language, _, code = parts[-2].partition("\n") if len(parts) > 2 else ("", "", "")
+    if len(parts) % 2 == 0 or language.strip().lower() not in ("", "py", "python", "python3") or not code.strip() or not (
+            tests or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
-    grader = subprocess.Popen(this_module("grade"), stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=2 * TIME_LIMIT + 10)
     except subprocess.TimeoutExpired:
@@ -907,9 +791,8 @@ REWARDS = {
 
 
 def verify_batch(reward, responses, answers):
-    """Rewards of many responses, in order. Threads are enough: code is graded by processes of its own, so that one
-    slow response delays only itself."""
+    """Rewards of many responses, in order. Threads are enough: code runs in processes of its own, all cores at
+    once, so that a slow response delays only itself."""
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [float(verdict) for verdict in pool.map(reward, responses, answers)]
-
