@@ -1,15 +1,18 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
+import glob
 import itertools
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -518,6 +521,373 @@ def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
     policy.tokenizer.eos_token = "<extra0>"
     policy.save(tmp_path / "large")
     assert "embedding only 320 rows" in message_of("--model", tmp_path / "large", *flags)
+
+
+# ---------------------------------------------------------------------------------------------------- verify.py
+
+RIGHT = r"""
+42 | 42.00
+-3 | -(3)
+1234567 | 1,234,567
+1234567 | 1{,}234{,}567
+24500 | 24 500
+\frac{7}{3} | \tfrac73
+-\frac{7}{3} | -2\frac{1}{3}
+1.75 | 1 3/4
+\frac{3}{4} | {3 \over 4}
+\frac{6}{8} | 0.75
+\frac13 | 0.\overline{3}
+25\% | 25
+0.25 | 25\%
+\$1,250.50 | 1250.5
+1500000 | \$1.5\text{ million}
+15\mbox{ cm}^2 | 15
+12\text{ m}^2 | 12\text{ square meters}
+60\text{ km/h} | 60\text{ km per hour}
+8\text{ hours} | 8 hrs
+90^\circ | 90°
+6.02\times 10^{23} | 602000000000000000000000
+3000 | 3e3
+2\sqrt{2} | √8
+1+\sqrt{2} | \sqrt{3+2\sqrt{2}}
+-2 | \sqrt[3]{-8}
+2^{1/2} | sqrt(2)
+36\pi | \frac{4}{3}\pi (3)^3
+e^{i\pi} | -1
+\frac{1+i\sqrt3}{2} | \frac12+\frac{\sqrt3}{2}i
+\frac{2}{x^2-1} | \frac{1}{x-1}-\frac{1}{x+1}
+2^{n+1} | 2\cdot 2^n
+\sin 2x | 2\sin x\cos x
+\tan^2 y+1 | \sec^2 y
+\binom{n}{2} | \frac{n(n-1)}{2}
+\log_2 10 | \frac{\ln 10}{\ln 2}
+\frac{\pi}{6} | \sin^{-1}\frac12
+\frac{1}{2} | \sin 30^\circ
+5 | x = 5
+14 | AB=BC=14
+y=2x+3 | 2x-y+3=0
+f(x)=x^2+1 | x^2+1
+(x,y)=(1,2) | (1, 2)
+[0,1) | 0\le x<1
+(-\infty,0)\cup(1,\infty) | x<0 \text{ or } x>1
+x<4 | -x>-4
+\{1,2,3\} | 3,2,1
+3, 5 | 5\text{ and }3
+2,7 | x_1=2,\ x_2=7
+2\pm\sqrt{7} | 2-\sqrt7, 2+\sqrt7
+\begin{pmatrix} 1 \\ -2 \end{pmatrix} | \begin{bmatrix} 1 \\ -2 \end{bmatrix}
+\begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix} | \left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]
+B | \textbf{(B)}
+\text{Yes} | yes
+1011_2 | 1011
+3:4 | 3 : 4
+18446744073709551616 | 2^{64}
+\infty | +∞
+\emptyset | \{\}
+x\le 3 | x≤3
+-5 | −5
+12 | \mathbf{12}
+"""
+WRONG = r"""
+42 | 420
+42 | 4 2
+24500 | 245 00
+\frac{1}{3} | 0.3333333333
+3\frac{1}{2} | \frac{3}{2}
+25\% | 2500
+25\% | 2.5\%
+12 | 12x
+12\text{ cm} | 12\text{ m}
+12\text{ cm} | 12\text{ cm}^2
+12\text{ cm} | cm
+\$5 | 5\text{ cents}
+90^\circ | 90^\circ + 1
+3000 | 3\times 10 + 3
+\sqrt{2} | 1.41421356237309504880168872420969807857
+\pi | \frac{355}{113}
+0 | 10^{-40}
+10^{100} | 10^{100}+1
+1 | 0.99999999
+x^2-4 | (x-2)^2
+|x| | x
+\ln 8 | 2\ln 3
+5 | 4=5
+14 | x=6+8=15
+x=5 | y=5
+x+y=3 | 2x+2y=3
+x>3 | x\ge 3
+(1,2) | [1,2]
+(1,2) | 2,1
+(1,4)\cup(4,9) | (1,9)
+(1,2)\cup(3,4) | (1,2),(3,4)
+[\frac12,1] | \{\frac12,1\}
+2,3 | 2,3,3
+\pm 3 | 3
+5 | \pm 5
+5 | 5 \text{ or } 6
+5 | 5 \neq 6
+5 | \{1,2,3,4,5\}
+5 | x\in\mathbb{R}
+5 | 5!
+B | A/B/C/D
+B | ABCD
+A | \text{all}
+\text{even} | \text{event}
+312_7 | 312_8
+12:30 | 12.30
+\infty | -\infty
+0 | \infty-\infty
+0 | 0/0
+0 | -
+0 | ()
+0 | nan
+1 | True
+5 | \ldots
+5 | \frac{5}{0}
+1 | exit(1)
+5 | int('5')
+5 | sum([2,3])
+5 | lambda: 5
+x | x.__class__
+"""
+BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1", "x^{1000000}",
+         "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x", "1," * 50000, "\\" * 90000,
+         "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30, "9" + "!" * 200, "\\left[" * 9999, "[" * 99 + "1" + "]" * 99]
+
+
+@pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
+def test_math_answers(table, verdict):
+    for gold, _, answer in (line.partition(" | ") for line in table.strip().splitlines()):
+        assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
+
+
+@pytest.mark.parametrize("response, verdict", [
+    ("The answer is $42$.", 1), ("Therefore, the final answer is \\(42\\).", 1), ("**Answer:** 42 apples", 1), ("#### 42 dollars", 1),
+    ("#### 41\n#### 42", 1), ("#### 42\n#### 43", 0), ("It is 42.", 0), ("", 0), ("The answer is 42 or 43.", 0), ("The answer is 142.", 0),
+    ("\\boxed{43} or \\boxed{42}", 1), ("\\boxed{42} or \\boxed{43}", 0), ("\\boxed{42} \\boxed{", 0), ("\\boxed{42", 0), ("\\boxed{}", 0),
+    ("\\boxed{\\boxed{42}}", 1), ("\\boxed{42}\n#### 43", 1), ("The answer is between 41 and 43.", 0), ("\\boxed{\\text{answer}}", 0)])
+def test_one_final_answer_is_extracted(response, verdict):
+    assert verify.math_reward(response, "42") == verdict
+
+
+def test_an_empty_gold_never_rewards():
+    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]):
+        assert verify.math_reward(response, gold) == 0.0
+
+
+def test_bombs_are_refused():
+    """By bounds, not by a time-out: each of these would run for hours or exhaust the stack if it were computed."""
+    for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):
+        for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb, "\\boxed{" * 9999 + bomb):
+            assert verify.math_reward(response, gold) == 0.0
+
+
+def random_expression(rand, depth):
+    """(LaTeX, value) of a random expression with an exact value."""
+    if depth == 0:
+        n = rand.randint(0, 12)
+        return str(n), Fraction(n)
+    (a, x), (b, y) = random_expression(rand, depth - 1), random_expression(rand, rand.randrange(depth))
+    kind = rand.choice("+-*/^")
+    if kind == "/" and y:
+        return f"\\frac{{{a}}}{{{b}}}", x / y
+    if kind == "^":
+        return f"({a})^{{2}}", x**2
+    return {"+": (f"({a}+{b})", x + y), "-": (f"({a}-{b})", x - y)}.get(kind, (f"({a})\\cdot({b})", x * y))
+
+
+def test_math_fuzz_accepts_equal_values_only():
+    rand = random.Random(0)
+    for _ in range(400):
+        text, value = random_expression(rand, rand.randint(1, 3))
+        for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
+            assert verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}") == (gold == value), (text, gold)
+
+
+def test_math_fuzz_never_raises():
+    rand, pieces = random.Random(1), r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \begin{pmatrix}
+        \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{ \$ cm ° √ ½ ** \left""".split()
+    for _ in range(3000):
+        text = rand.choice(("", " ")).join(rand.choices(pieces, k=rand.choice((2, 5, 12, 40))))
+        assert verify.math_reward(f"\\boxed{{{text}}}", rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("numbers, target, answer, verdict", [
+    ([8, 3, 8, 3], 24, "8/(3-8/3)", 1), ([3, 5, 2], 16, "2*(3+5)", 1), ([20, 4, 5], 1, "20/4/5", 1), ([2, 3], 6, " 3 * 2 = 6", 1),
+    ([3, 5, 2], 4, "-3+5+2", 1), ([6, 2, 5], 15, "$6/2*5$", 1), ([12, 4, 3], 0, "12/4-3", 1), ([5, 5], 10, "5+5", 1),
+    ([3, 5, 2], 16, "16", 0), ([3, 5, 2], 16, "2*3+5", 0), ([3, 5, 2], 16, "2*(3+5)+0", 0), ([5], 5, "5-5+5", 0), ([5, 5], 5, "5", 0),
+    ([1, 3], 1000, "1e3", 0), ([1, 5, 2], 3, "1.5*2", 0), ([5, 3], 8, "05+3", 0), ([3, 5], 8, "３+5", 0), ([1, 2], 12, "1 2", 0),
+    ([2, 3], 8, "2**3", 0), ([7, 2, 1], 4, "7//2+1", 0), ([9, 5], 4, "9%5", 0), ([1, 3], 8, "1<<3", 0), ([5, 3], 0, "5/(3-3)", 0),
+    ([1, 2], 3, "(1+2", 0), ([1, 2], 3, "", 0), ([1, 2, 4, 1], 3, "1+2=4-1", 0), ([1, 2], 3, "1+2 or 9", 0), ([3, 5], 8, "3--5", 0),
+    ([3, 5], 8, "3+(+5)", 0), ([1, 10**6, 5], 5, "5+1/1000000", 0), ([3], 3, "__import__('os').system('x') or 3", 0)])
+def test_countdown_answers(numbers, target, answer, verdict):
+    response = f"<answer>1</answer> Let me see. <answer>{answer}</answer>"
+    assert verify.countdown_reward(response, numbers, target) == verdict
+
+
+@pytest.mark.parametrize("response, verdict", [
+    ("7*3=21,21+5=26", 1), ("7*3=21,5+21=26", 1), (" 7*3=21,21+5=26\n", 1), ("7*3=21,21+5=27", 0), ("7*3=21", 0), ("21+5=26", 0),
+    ("7*3=20,20+5=26", 0), ("7*3=21,21+5=26,26/26=1", 0), ("7+7=14,14+12=26", 0), ("", 0), ("7*3=21,,21+5=26", 0), ("26", 0),
+    ("7*3=21,21+5=26<eos>", 0), ("<answer>1", 0), ("9**9=1,1+1=2", 0), ("7/3=2,21+5=26", 0)])
+def test_countdown_steps_of_the_demo(response, verdict):
+    assert verify.countdown_reward(response, [3, 5, 7], 26) == verdict
+
+
+def test_countdown_fuzz_agrees_with_its_twin():
+    """Random expressions over the given numbers: the twin is Python's own arithmetic on fractions."""
+    rand = random.Random(2)
+    for _ in range(500):
+        numbers = [rand.randint(1, 9) for _ in range(3)]
+        parts = [f"Fraction({n})" for n in rand.sample(numbers, 3)]
+        while len(parts) > 1:
+            a, b = (parts.pop(rand.randrange(len(parts))) for _ in range(2))
+            parts.append(f"({a}{rand.choice('+-*/')}{b})")
+        try:
+            value = eval(parts[0])
+        except ZeroDivisionError:
+            value = None
+        for target in {0, 1, value if value is not None and value.denominator == 1 else 5}:
+            text = f"<answer>{parts[0].replace('Fraction', '')}</answer>".replace("(", "( ")
+            text = re.sub(r"\( (\d)\)", r"\1", text)
+            assert verify.countdown_reward(text, numbers, int(target)) == (value == target), text
+
+
+SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
+SUM_IO = dict(inputs=["1 2\n", "10 -3\n", "0 0\n"], outputs=["3\n", "7\n", "0\n"])
+GOOD_CODE = [
+    (SQUARE, "def sq(x):\n    print('PASS')\n    return x * x"),
+    (["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"], "total = lambda a, b: a + b"),
+    (["assert sum(12, 18) == 6"], "def sum(a, b):\n    return b - a"),  # the task's name is a builtin's
+    (["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
+     "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
+     "    def count(self):\n        yield from range(self.n)"),
+    (["def check(f):\n    assert f([1, 2]) == 3\ncheck(add_up)"], "def add_up(a):\n    return sum(a)"),
+    (["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
+     "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5"),
+    (["assert f('abca') == {'a': 2, 'b': 1, 'c': 1}"], "from collections import Counter as f"),
+    (["assert f(90) == 2880067194370816120"], "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)"),
+    (["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"], "def f(x):\n    raise ValueError(x)"),
+    (["import math\nassert math.isclose(f(3, 4), 5)"], "import math\ndef f(a, b):\n    return math.hypot(a, b)")]
+BAD_CODE = [
+    "def sq(x):\n    return 2 * x", "pass", "def sq(x):\n    return sq(x)", "import os\ndef sq(x):\n    os._exit(0)", "def sq(x):\n    quit()",
+    "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = int.__hash__\ndef sq(x):\n    return E(7)",
+    "class E:\n    __eq__ = lambda s, o: True\n    __bool__ = lambda s: True\ndef sq(x):\n    return E()",
+    "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\nsys.excepthook = print\ndef sq(x):\n    return -1",
+    "import atexit, os\natexit.register(os._exit, 0)\nprint('PASS')\nimport sys\nsys.exit(0)",
+    "import os\nfor fd in range(1, 64):\n    try:\n        os.write(fd, b'PASS\\n')\n    except OSError:\n        pass\nos._exit(0)",
+    "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'[\"value\", [\"int\", \"0x9\"]]\\n' * 9)\n    except OSError:\n        pass\ndef sq(x):\n    return 1",
+    "import gc, inspect\nT = {}\ndef sq(x):\n    for o in gc.get_objects():\n        if isinstance(o, str) and 'assert sq' in o:\n            return eval(o.split('==')[1])\n    return inspect.stack()[1].frame.f_locals.get('expected', -1)",
+    "import glob\ndef sq(x):\n    for p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ') + glob.glob('./*'):\n"
+    "        try:\n            s = open(p, errors='ignore').read()\n        except OSError:\n            continue\n"
+    "        if f'assert sq({x}) == ' in s:\n            return int(s.split(f'assert sq({x}) == ')[1].split()[0])\n    return -1",
+    "class P:\n    def __reduce__(self):\n        import os\n        return os.system, ('touch PWNED',)\n    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
+    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1"]
+
+
+def fenced(code):
+    return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{code}\n```\nDone."
+
+
+def left_over():
+    """Processes that graders or solutions started and that still live."""
+    lines = [Path(path).read_bytes() for path in glob.glob("/proc/[0-9]*/cmdline") if os.path.exists(path)]
+    return [line for line in lines if b"verify.serve" in line or b"verify.grade" in line or b"LEFT_OVER" in line]
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+
+
+@pytest.fixture(params=["namespaces", "plain"])
+def sandbox(request, monkeypatch):
+    """With and without namespaces; the time limit is short where a test waits for it."""
+    if request.param == "namespaces" and not verify.sandbox():
+        pytest.skip("unshare does not work here")
+    monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
+
+
+@linux
+def test_good_code_passes(sandbox):
+    verdicts = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests), [c for _, c in GOOD_CODE], [t for t, _ in GOOD_CODE])
+    assert verdicts == [1.0] * len(GOOD_CODE)
+
+
+@linux
+def test_bad_code_fails_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    verdicts = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests), BAD_CODE, [SQUARE] * len(BAD_CODE))
+    assert verdicts == [0.0] * len(BAD_CODE)
+    assert not left_over() and not list(tmp_path.iterdir())
+
+
+@linux
+@pytest.mark.parametrize("tests, code", [
+    (["assert len(primes(100)) == 25"], "def primes(n):\n    return []\ndef len(x):\n    return 25"),
+    (["assert abs(max([1, 2]) - 2) < 1"], "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
+    (["assert math.isclose(f(), 1)"], "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f():\n    return 5"),
+    (["assert set(primes(9)) == {2, 3, 5, 7}"], "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []"),
+    (["def check(f):\n    assert f(2) == 4\ncheck(sq)"], "def check(f):\n    pass\ndef sq(x):\n    return 0")])
+def test_a_solution_does_not_replace_what_judges_it(tests, code):
+    assert verify.code_reward(fenced(code), tests=tests) == 0.0
+
+
+@linux
+@pytest.mark.parametrize("code, verdict", [
+    ("a, b = map(int, input().split())\nprint(a + b)", 1), ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
+    ("import threading\nthreading.stack_size(1 << 26)\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()\nt.join()", 1),
+    ("print(3)", 0), ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
+    ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0), ("print('x' * 10**8)", 0),
+    ("import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    try:\n        print(open(p).read())\n    except OSError:\n        pass", 0)])
+def test_programs_by_their_output(code, verdict):
+    assert verify.code_reward(fenced(code), **SUM_IO) == verdict
+
+
+@linux
+def test_what_is_no_code_gets_nothing():
+    for response in ("", "def sq(x): return x * x", "```python\n```", "```python\ndef sq(x): return x * x", "```rust\nfn sq() {}\n```"):
+        assert verify.code_reward(response, tests=SQUARE) == 0.0
+    assert verify.code_reward(fenced("def sq(x): return x"), tests=[]) == 0.0
+    assert verify.code_reward("```\ndef sq(x):\n    return x * x\n```", tests=SQUARE) == 1.0
+
+
+LIMITS = {
+    "time": "import time\ndef f():\n    time.sleep(60)\n    return 1",
+    "processor time": "def f():\n    while True:\n        pass",
+    "memory": "def f():\n    b = bytearray(3 << 30)\n    return 1",
+    "file size": "def f():\n    with open('big', 'wb') as file:\n        for _ in range(64):\n            file.write(bytes(1 << 20))\n    return 1",
+    "open files": "def f():\n    files = [open('/dev/null') for _ in range(200)]\n    return 1",
+    "message": "def f():\n    return 'x' * (20 << 20)",
+    "a process that stays": "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; LEFT_OVER = time.sleep(60)'],"
+                            " start_new_session=True)\n    os._exit(0)",
+}
+
+
+@linux
+@pytest.mark.parametrize("what", LIMITS)
+def test_each_limit_is_hit(what, sandbox):
+    assert verify.code_reward(fenced(LIMITS[what]), tests=["assert f() == 1"]) == 0.0
+    assert not left_over()
+
+
+@linux
+def test_a_solution_has_no_network_in_its_namespace():
+    if not verify.sandbox():
+        pytest.skip("unshare does not work here")
+    code = "import socket\ndef f():\n    return [name for _, name in socket.if_nameindex()]"
+    assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
+
+
+def test_batch_keeps_the_order():
+    def slow_first(response, answer):
+        time.sleep(0.2 if response == "0" else 0)
+        return int(response) % 2
+    assert verify.verify_batch(slow_first, list("0123"), [None] * 4) == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_code_elsewhere_is_a_clear_error(monkeypatch):
+    verify.sandbox.cache_clear()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(RuntimeError, match="Linux only"):
+        verify.code_reward(fenced("x"), tests=["x"])
 
 
 # ------------------------------------------------------------------------------------------- the whole thing
