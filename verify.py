@@ -606,6 +606,8 @@ def encode(x, handles):
         return ["dict", [[encode(key, handles), encode(value, handles)] for key, value in dict.items(x)]]
     if isinstance(x, Remote):
         return ["handle", x._number]
+    if hasattr(type(x), "tolist"):  # numpy
+        return encode(x.tolist(), handles)
     if handles is None:
         raise TypeError("only plain data can be passed to a solution")
     handles.append(x)
@@ -680,7 +682,7 @@ def grade():
     """The grader: read a task from stdin, print PASS or FAIL, leave no process behind."""
     def on_alarm(*_):
         raise Deadline
-    task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
+    task, verdict, sys.stdout = json.loads(sys.stdin.buffer.read()), "FAIL", sys.stderr  # for what tests print
     prctl = ctypes.CDLL(None).prctl
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the solution become children of this process
     prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: an ordinary user's solution cannot read this memory
@@ -689,7 +691,8 @@ def grade():
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
         def start(command, **more):
             environment = {"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-            return subprocess.Popen(task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL, **more)
+            return subprocess.Popen(task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL,
+                                    start_new_session=True, **more)  # or it could signal this process's group
         try:
             (grade_tests if task["tests"] else grade_output)(task, start)
             verdict = "PASS"
@@ -706,7 +709,7 @@ def grade():
                 pass
             except ChildProcessError:
                 break
-    print(verdict, flush=True)
+    print(verdict, file=sys.__stdout__, flush=True)
 
 
 def grade_tests(task, start):
