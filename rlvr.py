@@ -142,7 +142,7 @@ class Parser(HfArgumentParser):
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """One line per knob: no second spelling, no repeated name."""
     def __init__(self, prog):
-        super().__init__(prog, max_help_position=30, width=150)
+        super().__init__(prog, max_help_position=30, width=170)
 
     def _format_action_invocation(self, action):
         return f"{action.option_strings[-1 if action.dest == 'help' else 0]} {action.metavar or ''}"
@@ -183,7 +183,8 @@ def check_config(c, explicit=()):
             (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
              f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
             (c.prompts_per_step % c.updates_per_batch,
-             f"--updates_per_batch {c.updates_per_batch} must divide --prompts_per_step {c.prompts_per_step}"),
+             f"--updates_per_batch {c.updates_per_batch} has to divide "
+             f"--prompts_per_step {c.prompts_per_step}"),
             (c.resume and c.overwrite, "--resume continues a run and --overwrite deletes it: leave out one"),
             (c.resume and "output_dir" in explicit, "--resume writes where the run is: no --output_dir"),
             (c.pos_schedule == "entropy" and c.pos_weight > 1,
@@ -368,8 +369,9 @@ def load_problems(c, policy):
         print(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
     held_out = min(c.eval_prompts, len(problems) // 5)
     if len(problems) - held_out < c.prompts_per_step:
-        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} longer than --max_prompt_tokens), "
-             f"{held_out} held out: too few for --prompts_per_step {c.prompts_per_step}")
+        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} are longer than "
+             f"--max_prompt_tokens), {held_out} held out: too few for --prompts_per_step "
+             f"{c.prompts_per_step}")
     return problems[held_out:], problems[:held_out]
 
 
@@ -791,6 +793,10 @@ def train(c):
     policy = load_policy(c, last)
     model, device = policy.model, policy.model.device
     problems, held_out = load_problems(c, policy)
+    if c.reward in verify.REWARDS and c.reward != problems[0].kind:
+        fail(f"--reward {c.reward}: the answers of --dataset {c.dataset} are for --reward {problems[0].kind}")
+    if problems[0].kind == "code" and not sys.platform.startswith("linux"):
+        fail(f"--dataset {c.dataset}: code is verified on Linux only; give --reward file.py:function")
     epochs = math.ceil(c.steps * c.prompts_per_step / len(problems))
     if c.pos_schedule == "epoch" and epochs < 2:
         fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "
@@ -864,8 +870,9 @@ def train(c):
                 old_logp[rows, :logp.shape[1]], entropy[rows, :logp.shape[1]] = logp, H
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
+            good = max(out.glob("checkpoint-*"), default="the start")
             fail(f"step {step}: log-probabilities are not finite: the update before broke the policy; "
-                 f"the last good state is {max(out.glob('checkpoint-*'), default='the start')}; try a lower --lr")
+                 f"the last good state is {good}; try a lower --lr")
         if gap.sum() > 0.1 * tokens:
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")

@@ -1,4 +1,5 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
+
 import glob
 import itertools
 import json
@@ -16,43 +17,76 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(prefix="rlvr-test-"), TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(prefix="rlvr-test-"), TOKENIZERS_PARALLELISM="false"
+)
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config,
-                          Qwen2ForCausalLM)
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import rlvr
 import verify
 
 HERE = Path(__file__).parent
-CORPUS = ["What is 12 + 30? The answer is 42.", "A train has 3 cars of 20 seats: 60 seats.", "def add(a, b): return a + b"]
-CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CORPUS = [
+    "What is 12 + 30? The answer is 42.",
+    "A train has 3 cars of 20 seats: 60 seats.",
+    "def add(a, b): return a + b",
+]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|im_end|>"] if pad_is_eos else ["<|im_end|>", "<|im_start|>", "<pad>"]
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=chat_template,
-                                   pad_token="<|im_end|>" if pad_is_eos else "<pad>")
+    core.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        chat_template=chat_template,
+        pad_token="<|im_end|>" if pad_is_eos else "<pad>",
+    )
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Saved policies: a Qwen2 with a chat template, a Llama whose pad token is its eos token, a hasty demo."""
-    root, sizes = tmp_path_factory.mktemp("models"), dict(
-        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
+    root, sizes = (
+        tmp_path_factory.mktemp("models"),
+        dict(
+            vocab_size=320,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            initializer_range=0.4,
+        ),
+    )
     torch.manual_seed(0)
     for name, model, tokenizer in (
-            ("qwen", Qwen2ForCausalLM(Qwen2Config(**sizes)), bpe_tokenizer(False, CHATML)),
-            ("llama", LlamaForCausalLM(LlamaConfig(**sizes)), bpe_tokenizer(True))):
+        ("qwen", Qwen2ForCausalLM(Qwen2Config(**sizes)), bpe_tokenizer(False, CHATML)),
+        ("llama", LlamaForCausalLM(LlamaConfig(**sizes)), bpe_tokenizer(True)),
+    ):
         rlvr.Policy(model, tokenizer, [0]).save(root / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rlvr, "DEMO_RECIPE", rlvr.DEMO_RECIPE | dict(steps=3, batch=16))
@@ -66,23 +100,37 @@ def config(model, *flags):
 
 @pytest.fixture(params=["qwen", "llama", "demo"])
 def policy(folders, request):
-    return rlvr.load_policy(config(folders / request.param, "--max_prompt_tokens", 32, "--max_new_tokens", 16))
+    return rlvr.load_policy(
+        config(folders / request.param, "--max_prompt_tokens", 32, "--max_new_tokens", 16)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- loss
+
 
 def loss_of(ratio, A, lam=1.0, low=0.2, high=0.3, neg=1.0, normalizer=None):
     """Loss and gradient on logp for a (1, T) row of ratios with one advantage."""
     old = torch.full((1, len(ratio)), -1.0)
     logp = (old + torch.tensor([ratio]).log()).requires_grad_()
     mask = torch.ones_like(old, dtype=torch.bool)
-    loss, stats = rlvr.policy_loss(logp, old, torch.tensor([A]), mask, normalizer or len(ratio), low, high, lam, neg)
+    loss, stats = rlvr.policy_loss(
+        logp, old, torch.tensor([A]), mask, normalizer or len(ratio), low, high, lam, neg
+    )
     loss.backward()
     return loss.item(), logp.grad[0], stats
 
 
-@pytest.mark.parametrize("A, ratio, alive", [
-    (1.0, 0.5, True), (1.0, 1.0, True), (1.0, 1.5, False), (-1.0, 0.5, False), (-1.0, 1.0, True), (-1.0, 1.5, True)])
+@pytest.mark.parametrize(
+    "A, ratio, alive",
+    [
+        (1.0, 0.5, True),
+        (1.0, 1.0, True),
+        (1.0, 1.5, False),
+        (-1.0, 0.5, False),
+        (-1.0, 1.0, True),
+        (-1.0, 1.5, True),
+    ],
+)
 def test_gradient_lives_where_the_paper_says(A, ratio, alive):
     _, gradient, stats = loss_of([ratio], A)
     assert gradient.item() == pytest.approx(-ratio * A if alive else 0.0)  # descent raises logp where A > 0
@@ -142,7 +190,9 @@ def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
     A = torch.tensor([1.0, -1.0, 0.5, -2.0])
     whole = policy_gradient(policy, prompts, responses, A, [[0, 1, 2, 3]])
     for split, pad in (([[3, 1, 0, 2]], 0), ([[0], [1], [2], [3]], 0), ([[2, 0], [1, 3]], 5)):
-        assert torch.allclose(policy_gradient(policy, prompts, responses, A, split, pad), whole, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(
+            policy_gradient(policy, prompts, responses, A, split, pad), whole, rtol=1e-3, atol=1e-6
+        )
     assert whole.abs().max() > 1e-3
 
 
@@ -156,6 +206,7 @@ def test_micro_batches_hold_the_budget_and_every_row():
 
 
 # ------------------------------------------------------------------------------- log-probability and entropy
+
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_head_equals_dense_twin(temperature):
@@ -183,7 +234,9 @@ def test_chunked_head_never_holds_all_logits():
     hidden = torch.randn(64, 4, requires_grad=True)
     logp, _ = rlvr.logp_entropy(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, max_logits=8000)
     logp.sum().backward()
-    assert max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000  # each token once forward, once again in backward
+    assert (
+        max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000
+    )  # each token once forward, once again in backward
 
 
 def test_entropy_of_a_uniform_distribution_is_log_v():
@@ -197,10 +250,10 @@ def test_score_equals_one_row_at_a_time(policy):
     prompts, responses = [[5, 6, 7], [0, 9, 10, 11, 0]], [[8, 0], [3, 4, 5, 6]]  # 0 is pad or eos somewhere
     logp, entropy = rlvr.score(policy, prompts, responses, 0.8)
     for i, (p, r) in enumerate(zip(prompts, responses)):
-        dense = torch.log_softmax(policy.model(torch.tensor([p + r])).logits[0, len(p) - 1:-1] / 0.8, -1)
-        assert torch.allclose(logp[i, :len(r)], dense[torch.arange(len(r)), torch.tensor(r)], atol=1e-4)
-        assert torch.allclose(entropy[i, :len(r)], -(dense.exp() * dense).sum(-1), atol=1e-4)
-        assert not logp[i, len(r):].any() and not entropy[i, len(r):].any()
+        dense = torch.log_softmax(policy.model(torch.tensor([p + r])).logits[0, len(p) - 1 : -1] / 0.8, -1)
+        assert torch.allclose(logp[i, : len(r)], dense[torch.arange(len(r)), torch.tensor(r)], atol=1e-4)
+        assert torch.allclose(entropy[i, : len(r)], -(dense.exp() * dense).sum(-1), atol=1e-4)
+        assert not logp[i, len(r) :].any() and not entropy[i, len(r) :].any()
 
 
 # ----------------------------------------------------------------------------------------------------- sampler
@@ -223,7 +276,7 @@ def slow_sample(policy, prompt, uniforms, temperature):
         entropies.append(torch.distributions.Categorical(p).entropy().item())
         if token in policy.stop_ids:
             break
-    return ids[len(prompt):], logps, entropies
+    return ids[len(prompt) :], logps, entropies
 
 
 def test_sampler_equals_slow_twin(policy):
@@ -246,8 +299,10 @@ def test_retiring_and_batching_change_nothing(policy):
     uniforms = torch.rand(48, 16, generator=torch.Generator().manual_seed(4))
     together = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
     for i, prompt in enumerate(PROMPTS):
-        alone = rlvr.sample(policy, [prompt], uniforms[16 * i:16 * i + 16], 1.0)
-        assert torch.equal(alone[0], together[0][16 * i:16 * i + 16]) and torch.equal(alone[1], together[1][16 * i:16 * i + 16])
+        alone = rlvr.sample(policy, [prompt], uniforms[16 * i : 16 * i + 16], 1.0)
+        assert torch.equal(alone[0], together[0][16 * i : 16 * i + 16]) and torch.equal(
+            alone[1], together[1][16 * i : 16 * i + 16]
+        )
 
 
 def test_cost_follows_the_tokens_produced(policy):
@@ -265,9 +320,15 @@ def test_greedy_equals_generate(policy):
     for prompt in PROMPTS:
         tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), 1e-6)
         ids = torch.tensor([prompt])
-        twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16,
-                                     eos_token_id=policy.stop_ids, pad_token_id=0)[0, len(prompt):].tolist()
-        assert tokens[0, :int(lengths[0])].tolist() == twin
+        twin = policy.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=16,
+            eos_token_id=policy.stop_ids,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        assert tokens[0, : int(lengths[0])].tolist() == twin
 
 
 def test_rollout_agrees_with_score_and_chunks(policy):
@@ -295,8 +356,11 @@ def test_samples_follow_the_distribution(policy):
 
 # --------------------------------------------------------------- advantages, pass@k, schedules, evaluation
 
+
 def test_advantages():
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 1.0]])
+    rewards = torch.tensor(
+        [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 1.0]]
+    )
     std, mean = rlvr.advantages(rewards), rlvr.advantages(rewards, "mean")
     assert not std[1:3].any() and not mean[1:3].any()  # exactly 0, also where the mean is not exact
     assert mean[3].tolist() == [-0.25, -0.25, -0.25, 0.75]
@@ -312,35 +376,71 @@ def test_pass_at_k_equals_brute_force():
 
 def test_schedules():
     def c(schedule, **more):
-        return SimpleNamespace(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05, **more)
+        return SimpleNamespace(
+            pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05, **more
+        )
+
     assert [rlvr.next_pos_weight(c("constant"), s, 0.9, 0.1) for s in range(3)] == [0.3] * 3
-    assert [rlvr.next_pos_weight(c("stage"), s) for s in (0, 5, 6, 8, 10)] == pytest.approx([0, 0, 0.2, 0.6, 1])
-    assert [rlvr.next_pos_weight(c("epoch"), 0, epoch=e, epochs=5) for e in range(1, 6)] == [0, 0.25, 0.5, 0.75, 1]
+    assert [rlvr.next_pos_weight(c("stage"), s) for s in (0, 5, 6, 8, 10)] == pytest.approx(
+        [0, 0, 0.2, 0.6, 1]
+    )
+    assert [rlvr.next_pos_weight(c("epoch"), 0, epoch=e, epochs=5) for e in range(1, 6)] == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+    ]
     entropy, lam, path = [0.3, 0.3, 0.1, 0.1, 0.1, 0.2], rlvr.next_pos_weight(c("entropy"), 0), []
     for step, h in enumerate(entropy):
         path.append(lam := rlvr.next_pos_weight(c("entropy"), step + 1, lam, h))
     assert path == pytest.approx([0.35, 0.4, 0.35, 0.3, 0.25, 0.3])
-    assert rlvr.next_pos_weight(c("entropy"), 1, 0.98, 0.3) == 1.0 and rlvr.next_pos_weight(c("entropy"), 1, 0.02, 0.1) == 0.0
+    assert (
+        rlvr.next_pos_weight(c("entropy"), 1, 0.98, 0.3) == 1.0
+        and rlvr.next_pos_weight(c("entropy"), 1, 0.02, 0.1) == 0.0
+    )
 
 
 def test_evaluate_counts(policy, monkeypatch):
     """Against rollouts that are known: 2 problems x 4 responses."""
     texts = ["a", "a", "b", "x", "x", "x", "x", "x"]
     mask = torch.tensor([[True, True], [True, False]] * 4)
-    rollouts = rlvr.Rollouts([SimpleNamespace(kind="?", answer="ab")] * 8, [], [True] * 7 + [False], texts,
-                             mask * -1.0, mask * 0.5, mask)
+    rollouts = rlvr.Rollouts(
+        [SimpleNamespace(kind="?", answer="ab")] * 8,
+        [],
+        [True] * 7 + [False],
+        texts,
+        mask * -1.0,
+        mask * 0.5,
+        mask,
+    )
     monkeypatch.setattr(rlvr, "rollout", lambda *_: rollouts)
-    result = rlvr.evaluate(policy, [None] * 2, lambda text, answer: float(text in answer), SimpleNamespace(eval_samples=4, seed=0))
+    result = rlvr.evaluate(
+        policy,
+        [None] * 2,
+        lambda text, answer: float(text in answer),
+        SimpleNamespace(eval_samples=4, seed=0),
+    )
     assert result["avg"] == 3 / 8 and result["pass"] == {"1": 3 / 8, "2": 0.5, "4": 0.5}
-    assert result["distinct"] == 1.0 and result["entropy"] == 0.5 and result["length"] == 1.5 and result["truncated"] == 1 / 8
+    assert (
+        result["distinct"] == 1.0
+        and result["entropy"] == 0.5
+        and result["length"] == 1.5
+        and result["truncated"] == 1 / 8
+    )
 
 
 def test_a_cut_off_response_gets_no_reward():
-    rollouts = SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * 2, texts=["\\boxed{4}"] * 2, finished=[True, False])
+    rollouts = SimpleNamespace(
+        problems=[SimpleNamespace(kind="math", answer="4")] * 2,
+        texts=["\\boxed{4}"] * 2,
+        finished=[True, False],
+    )
     assert rlvr.rewards_of(rollouts).tolist() == [1.0, 0.0]
 
 
 # ---------------------------------------------------------------------------------------------------- problems
+
 
 def test_countdown_problems_are_solvable_distinct_and_seeded():
     problems = list(rlvr.countdown_problems(300))
@@ -357,8 +457,12 @@ def test_countdown_problems_are_solvable_distinct_and_seeded():
 def test_demo_tokenizer_survives_auto_tokenizer(folders):
     tokenizer = rlvr.load_policy(config(folders / "demo")).tokenizer
     text = "3,15,7=26:15-3=12,12*7=84"
-    assert tokenizer.encode(text) == rlvr.demo_tokenizer().encode(text) and len(tokenizer.encode(text)) == len(text)
-    assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos_token_id], skip_special_tokens=True) == text
+    assert tokenizer.encode(text) == rlvr.demo_tokenizer().encode(text) and len(
+        tokenizer.encode(text)
+    ) == len(text)
+    assert (
+        tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos_token_id], skip_special_tokens=True) == text
+    )
 
 
 def test_a_saved_demo_policy_is_the_demo_again(folders):
@@ -367,7 +471,11 @@ def test_a_saved_demo_policy_is_the_demo_again(folders):
     policy = rlvr.load_policy(c)
     train, held_out = rlvr.load_problems(replace(c, num_prompts=200, eval_prompts=20), policy)
     assert train[0].prompt == rlvr.compact_countdown(**train[0].answer)
-    assert len(train) == 200 and len(held_out) == 20 and not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert (
+        len(train) == 200
+        and len(held_out) == 20
+        and not {p.prompt for p in train} & {p.prompt for p in held_out}
+    )
 
 
 def test_countdown_in_words_for_a_real_model(folders):
@@ -379,9 +487,21 @@ def test_countdown_in_words_for_a_real_model(folders):
 
 
 SHAPES = {
-    "gsm8k": ({"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"}, "4{i}", "math"),
-    "math": ({"problem": "What is 40 + {i}?", "solution": "So \\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"}, "4{i}", "math"),
-    "math500": ({"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"}, "4{i}", "math"),
+    "gsm8k": (
+        {"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"},
+        "4{i}",
+        "math",
+    ),
+    "math": (
+        {"problem": "What is 40 + {i}?", "solution": "So \\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"},
+        "4{i}",
+        "math",
+    ),
+    "math500": (
+        {"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"},
+        "4{i}",
+        "math",
+    ),
     "plain": ({"prompt": "What is 40 + {i}?", "answer": "4{i}"}, "4{i}", "math"),
 }
 
@@ -391,10 +511,19 @@ def rows_of(shape, count=8):
     return [({k: v.format(i=i) for k, v in fields.items()}, answer.format(i=i)) for i in range(count)], kind
 
 
-@pytest.mark.parametrize("shape, suffix", [*itertools.product(SHAPES, ["jsonl"]), ("gsm8k", "parquet"), ("plain", "csv"),
-                                           ("math", "json"), ("plain", "disk")])
+@pytest.mark.parametrize(
+    "shape, suffix",
+    [
+        *itertools.product(SHAPES, ["jsonl"]),
+        ("gsm8k", "parquet"),
+        ("plain", "csv"),
+        ("math", "json"),
+        ("plain", "disk"),
+    ],
+)
 def test_data_set_shapes(folders, tmp_path, shape, suffix):
     import datasets
+
     rows, kind = rows_of(shape)
     table, file = datasets.Dataset.from_list([row for row, _ in rows]), tmp_path / f"data.{suffix}"
     if suffix == "disk":
@@ -403,8 +532,18 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
         file.write_text(json.dumps([row for row, _ in rows]))
     else:
         {"jsonl": table.to_json, "parquet": table.to_parquet, "csv": table.to_csv}[suffix](str(file))
-    c = config(folders / "llama", "--dataset", file, "--prompts_per_step", 4, "--max_new_tokens", 8,
-               "--max_prompt_tokens", 200, *(["--split", "test"] if suffix == "disk" else []))
+    c = config(
+        folders / "llama",
+        "--dataset",
+        file,
+        "--prompts_per_step",
+        4,
+        "--max_new_tokens",
+        8,
+        "--max_prompt_tokens",
+        200,
+        *(["--split", "test"] if suffix == "disk" else []),
+    )
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert len(train) + len(held_out) == 8 and len(held_out) == 1
     expected = {f"What is 40 + {i}?": answer for i, (_, answer) in enumerate(rows)}
@@ -416,9 +555,17 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
 
 def test_chat_messages_and_tests(folders, tmp_path):
     """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: a list of asserts."""
-    dapo = [{"prompt": [{"role": "user", "content": f"Solve {i % 6}"}], "reward_model": {"ground_truth": str(i % 6), "style": "rule"}}
-            for i in range(30)]
-    mbpp = [{"text": f"Add {i}.", "code": "x", "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"]} for i in range(6)]
+    dapo = [
+        {
+            "prompt": [{"role": "user", "content": f"Solve {i % 6}"}],
+            "reward_model": {"ground_truth": str(i % 6), "style": "rule"},
+        }
+        for i in range(30)
+    ]
+    mbpp = [
+        {"text": f"Add {i}.", "code": "x", "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"]}
+        for i in range(6)
+    ]
     for name, rows in (("dapo", dapo), ("mbpp", mbpp)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--prompts_per_step", 4, "--max_new_tokens", 8, "--max_prompt_tokens", 200]
@@ -426,18 +573,44 @@ def test_chat_messages_and_tests(folders, tmp_path):
     policy = rlvr.load_policy(c)
     problems = sum(rlvr.load_problems(c, policy), [])
     assert sorted(p.answer for p in problems) == list("012345")
-    assert problems[0].prompt == f"<|im_start|>user\nSolve {problems[0].answer}<|im_end|>\n<|im_start|>assistant\n"
-    problems = sum(rlvr.load_problems(config(folders / "qwen", "--dataset", tmp_path / "mbpp.jsonl", *flags), policy), [])
+    assert (
+        problems[0].prompt
+        == f"<|im_start|>user\nSolve {problems[0].answer}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    problems = sum(
+        rlvr.load_problems(config(folders / "qwen", "--dataset", tmp_path / "mbpp.jsonl", *flags), policy), []
+    )
     assert problems[0].kind == "code" and problems[0].answer["tests"][0] in problems[0].prompt
     assert problems[0].answer["tests"][1] not in problems[0].prompt
 
 
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
-    rows = [{"q": "short", "a": "1"}, {"q": "short", "a": "1"}, {"q": "word " * 200, "a": "2"}, {"q": "no answer", "a": None},
-            {"q": "", "a": "3"}, {"q": "other", "a": "4"}]
+    rows = [
+        {"q": "short", "a": "1"},
+        {"q": "short", "a": "1"},
+        {"q": "word " * 200, "a": "2"},
+        {"q": "no answer", "a": None},
+        {"q": "", "a": "3"},
+        {"q": "other", "a": "4"},
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    c = config(folders / "llama", "--dataset", tmp_path / "rows.jsonl", "--prompt_column", "q", "--answer_column", "a",
-               "--prompts_per_step", 1, "--updates_per_batch", 1, "--max_new_tokens", 8, "--max_prompt_tokens", 100)
+    c = config(
+        folders / "llama",
+        "--dataset",
+        tmp_path / "rows.jsonl",
+        "--prompt_column",
+        "q",
+        "--answer_column",
+        "a",
+        "--prompts_per_step",
+        1,
+        "--updates_per_batch",
+        1,
+        "--max_new_tokens",
+        8,
+        "--max_prompt_tokens",
+        100,
+    )
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert sorted(p.answer for p in train + held_out) == ["1", "4"]
     shown = capsys.readouterr().out
@@ -447,9 +620,17 @@ def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
 def test_folder_with_several_subsets_takes_main(folders, tmp_path):
     """Like openai/gsm8k on the hub: two configurations, none given."""
     for name in ("main", "socratic"):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"question": f"{name} {i}", "answer": "#### 1"}) + "\n" for i in range(9)))
-    (tmp_path / "README.md").write_text("---\nconfigs:\n" + "".join(
-        f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}.jsonl\n" for n in ("socratic", "main")) + "---\n")
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"question": f"{name} {i}", "answer": "#### 1"}) + "\n" for i in range(9))
+        )
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n"
+        + "".join(
+            f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}.jsonl\n"
+            for n in ("socratic", "main")
+        )
+        + "---\n"
+    )
     for flags, name in (([], "main"), (["--subset", "socratic"], "socratic")):
         rows = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, *flags))
         assert len(rows) == 9 and rows[0]["question"].startswith(name)
@@ -457,13 +638,21 @@ def test_folder_with_several_subsets_takes_main(folders, tmp_path):
 
 # ---------------------------------------------------------------------------------------- presets, bad input
 
+
 def test_presets_and_precedence():
     c = rlvr.parse_config([])
     assert (c.preset, c.pos_schedule, c.pos_weight) == ("pos_adv_entropy", "entropy", 0.0)
     assert rlvr.parse_config(["--preset", "grpo"]).pos_weight == 1.0
-    assert rlvr.parse_config(["--preset", "adv_nonpos", "--pos_weight", "0.5"]).pos_weight == 0.5  # explicit wins
+    assert (
+        rlvr.parse_config(["--preset", "adv_nonpos", "--pos_weight", "0.5"]).pos_weight == 0.5
+    )  # explicit wins
     real = rlvr.parse_config(["--model", "Qwen/Qwen2.5-0.5B-Instruct"])
-    assert (real.eps_low, real.lr, real.target_entropy, real.output_dir) == (0.2, 1e-6, 0.2, "runs/pos_adv_entropy-Qwen2.5-0.5B-Instruct-seed0")
+    assert (real.eps_low, real.lr, real.target_entropy, real.output_dir) == (
+        0.2,
+        1e-6,
+        0.2,
+        "runs/pos_adv_entropy-Qwen2.5-0.5B-Instruct-seed0",
+    )
     for name in rlvr.PRESETS:
         rlvr.parse_config(["--preset", name])
     assert math.isinf(rlvr.parse_config(["--eps_high", "inf"]).eps_high)
@@ -472,26 +661,51 @@ def test_presets_and_precedence():
 def message_of(*argv):
     with pytest.raises(SystemExit) as stop:
         rlvr.main(list(map(str, argv)))
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and stop.value.code.startswith("rlvr.py: ")
+    assert (
+        isinstance(stop.value.code, str)
+        and "\n" not in stop.value.code
+        and stop.value.code.startswith("rlvr.py: ")
+    )
     return stop.value.code
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--learning_rate", "1"], ["--learning_rate", "--help"]), (["--preset", "ppo"], ["ppo", "pos_adv_entropy"]),
-    (["--steps", "many"], ["--steps", "many"]), (["--group_size", "1"], ["--group_size 1"]),
-    (["--updates_per_batch", "7"], ["--updates_per_batch 7", "--prompts_per_step 64"]), (["--temperature", "0"], ["--temperature"]),
-    (["--temperature", "nan"], ["--temperature"]), (["--eps_low", "-1"], ["--eps_low"]), (["--lr", "-1"], ["--lr"]),
-    (["--num_prompts", "3"], ["--num_prompts 3"]), (["--resume", "nowhere"], ["nowhere"]),
-    (["--pos_schedule", "cosine"], ["cosine", "stage"]), (["--pos_schedule", "stage", "--pos_weight", "1"], ["--pos_weight"]),
-    (["--preset", "grpo", "--target_entropy", "0.1"], ["--target_entropy"]), (["--split", "test"], ["--split", "countdown"]),
-    (["--pos_weight", "2"], ["--pos_weight 2"])])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--learning_rate", "1"], ["--learning_rate", "--help"]),
+        (["--preset", "ppo"], ["ppo", "pos_adv_entropy"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--group_size", "1"], ["--group_size 1"]),
+        (["--updates_per_batch", "7"], ["--updates_per_batch 7", "--prompts_per_step 64"]),
+        (["--temperature", "0"], ["--temperature"]),
+        (["--temperature", "nan"], ["--temperature"]),
+        (["--eps_low", "-1"], ["--eps_low"]),
+        (["--lr", "-1"], ["--lr"]),
+        (["--num_prompts", "3"], ["--num_prompts 3"]),
+        (["--resume", "nowhere"], ["nowhere"]),
+        (["--pos_schedule", "cosine"], ["cosine", "stage"]),
+        (["--pos_schedule", "stage", "--pos_weight", "1"], ["--pos_weight"]),
+        (["--preset", "grpo", "--target_entropy", "0.1"], ["--target_entropy"]),
+        (["--split", "test"], ["--split", "countdown"]),
+        (["--pos_weight", "2"], ["--pos_weight 2"]),
+    ],
+)
 def test_bad_flags(argv, words):
     message = message_of(*argv)
     assert all(word in message for word in words)
 
 
 def test_bad_models_and_data(folders, tmp_path):
-    qwen = ["--model", folders / "qwen", "--output_dir", tmp_path / "run", "--max_prompt_tokens", 100, "--max_new_tokens", 8]
+    qwen = [
+        "--model",
+        folders / "qwen",
+        "--output_dir",
+        tmp_path / "run",
+        "--max_prompt_tokens",
+        100,
+        "--max_new_tokens",
+        8,
+    ]
     assert "nobody/nothing" in message_of("--model", "nobody/nothing", "--output_dir", tmp_path / "run")
     assert "nobody/data" in message_of(*qwen, "--dataset", "nobody/data")
     good, empty, odd = tmp_path / "good.jsonl", tmp_path / "empty.jsonl", tmp_path / "odd.txt"
@@ -502,12 +716,25 @@ def test_bad_models_and_data(folders, tmp_path):
     assert "empty.jsonl" in message_of(*qwen, "--dataset", empty)
     message = message_of(*qwen, "--dataset", good, "--prompt_column", "frage")
     assert "frage" in message and "question, answer, extra" in message and "--prompt_column" in message
-    assert "longer than --max_prompt_tokens" in message_of(*qwen[:-4], "--max_prompt_tokens", 2, "--max_new_tokens", 8, "--dataset", good)
+    assert "longer than --max_prompt_tokens" in message_of(
+        *qwen[:-4], "--max_prompt_tokens", 2, "--max_new_tokens", 8, "--dataset", good
+    )
     assert "256 tokens of context" in message_of(*qwen[:-2], "--max_new_tokens", 200)
     assert "choose auto" in message_of(*qwen, "--reward", "vibes")
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"question": f"{i}?", "answer": "2"}) + "\n" for i in range(50)))
+    assert "are for --reward math" in message_of(*qwen, "--dataset", many, "--reward", "countdown")
     assert "no file" in message_of(*qwen, "--reward", "nowhere.py:f")
-    assert "second epoch" in message_of("--model", folders / "demo", "--preset", "pos_adv_epoch", "--steps", 2,
-                                        "--output_dir", tmp_path / "run")
+    assert "second epoch" in message_of(
+        "--model",
+        folders / "demo",
+        "--preset",
+        "pos_adv_epoch",
+        "--steps",
+        2,
+        "--output_dir",
+        tmp_path / "run",
+    )
 
 
 def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
@@ -650,9 +877,26 @@ A | \text{all}
 5 | lambda: 5
 x | x.__class__
 """
-BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1", "x^{1000000}",
-         "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x", "1," * 50000, "\\" * 90000,
-         "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30, "9" + "!" * 200, "\\left[" * 9999, "[" * 99 + "1" + "]" * 99]
+BOMBS = [
+    "9^{9^{9^{9}}}",
+    "9**9**9**9",
+    "(" * 50000,
+    "(" * 50000 + "5" + ")" * 50000,
+    "1+" * 50000 + "1",
+    "x^{1000000}",
+    "\\binom{10^9}{5\\cdot 10^8}",
+    "1e999999999",
+    "10^{-10^{10}}",
+    " " * 99000 + "5x",
+    "1," * 50000,
+    "\\" * 90000,
+    "\\frac" * 20000,
+    "0." + "3" * 90000,
+    "\\exp(" * 30 + "9" + ")" * 30,
+    "9" + "!" * 200,
+    "\\left[" * 9999,
+    "[" * 99 + "1" + "]" * 99,
+]
 
 
 @pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
@@ -661,24 +905,51 @@ def test_math_answers(table, verdict):
         assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
 
 
-@pytest.mark.parametrize("response, verdict", [
-    ("The answer is $42$.", 1), ("Therefore, the final answer is \\(42\\).", 1), ("**Answer:** 42 apples", 1), ("#### 42 dollars", 1),
-    ("#### 41\n#### 42", 1), ("#### 42\n#### 43", 0), ("It is 42.", 0), ("", 0), ("The answer is 42 or 43.", 0), ("The answer is 142.", 0),
-    ("\\boxed{43} or \\boxed{42}", 1), ("\\boxed{42} or \\boxed{43}", 0), ("\\boxed{42} \\boxed{", 0), ("\\boxed{42", 0), ("\\boxed{}", 0),
-    ("\\boxed{\\boxed{42}}", 1), ("\\boxed{42}\n#### 43", 1), ("The answer is between 41 and 43.", 0), ("\\boxed{\\text{answer}}", 0)])
+@pytest.mark.parametrize(
+    "response, verdict",
+    [
+        ("The answer is $42$.", 1),
+        ("Therefore, the final answer is \\(42\\).", 1),
+        ("**Answer:** 42 apples", 1),
+        ("#### 42 dollars", 1),
+        ("#### 41\n#### 42", 1),
+        ("#### 42\n#### 43", 0),
+        ("It is 42.", 0),
+        ("", 0),
+        ("The answer is 42 or 43.", 0),
+        ("The answer is 142.", 0),
+        ("\\boxed{43} or \\boxed{42}", 1),
+        ("\\boxed{42} or \\boxed{43}", 0),
+        ("\\boxed{42} \\boxed{", 0),
+        ("\\boxed{42", 0),
+        ("\\boxed{}", 0),
+        ("\\boxed{\\boxed{42}}", 1),
+        ("\\boxed{42}\n#### 43", 1),
+        ("The answer is between 41 and 43.", 0),
+        ("\\boxed{\\text{answer}}", 0),
+    ],
+)
 def test_one_final_answer_is_extracted(response, verdict):
     assert verify.math_reward(response, "42") == verdict
 
 
 def test_an_empty_gold_never_rewards():
-    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]):
+    for response, gold in itertools.product(
+        ["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]
+    ):
         assert verify.math_reward(response, gold) == 0.0
 
 
 def test_bombs_are_refused():
     """By bounds, not by a time-out: each of these would run for hours or exhaust the stack if it were computed."""
     for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):
-        for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb, "\\boxed{" * 9999 + bomb):
+        for response in (
+            f"\\boxed{{{bomb}}}",
+            f"#### {bomb}",
+            f"the answer is {bomb}",
+            bomb,
+            "\\boxed{" * 9999 + bomb,
+        ):
             assert verify.math_reward(response, gold) == 0.0
 
 
@@ -701,34 +972,86 @@ def test_math_fuzz_accepts_equal_values_only():
     for _ in range(400):
         text, value = random_expression(rand, rand.randint(1, 3))
         for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
-            assert verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}") == (gold == value), (text, gold)
+            assert verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}") == (
+                gold == value
+            ), (text, gold)
 
 
 def test_math_fuzz_never_raises():
-    rand, pieces = random.Random(1), r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \begin{pmatrix}
-        \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{ \$ cm ° √ ½ ** \left""".split()
+    rand, pieces = (
+        random.Random(1),
+        r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \begin{pmatrix}
+        \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{ \$ cm ° √ ½ ** \left""".split(),
+    )
     for _ in range(3000):
         text = rand.choice(("", " ")).join(rand.choices(pieces, k=rand.choice((2, 5, 12, 40))))
-        assert verify.math_reward(f"\\boxed{{{text}}}", rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))) in (0.0, 1.0)
+        assert verify.math_reward(
+            f"\\boxed{{{text}}}", rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))
+        ) in (0.0, 1.0)
 
 
-@pytest.mark.parametrize("numbers, target, answer, verdict", [
-    ([8, 3, 8, 3], 24, "8/(3-8/3)", 1), ([3, 5, 2], 16, "2*(3+5)", 1), ([20, 4, 5], 1, "20/4/5", 1), ([2, 3], 6, " 3 * 2 = 6", 1),
-    ([3, 5, 2], 4, "-3+5+2", 1), ([6, 2, 5], 15, "$6/2*5$", 1), ([12, 4, 3], 0, "12/4-3", 1), ([5, 5], 10, "5+5", 1),
-    ([3, 5, 2], 16, "16", 0), ([3, 5, 2], 16, "2*3+5", 0), ([3, 5, 2], 16, "2*(3+5)+0", 0), ([5], 5, "5-5+5", 0), ([5, 5], 5, "5", 0),
-    ([1, 3], 1000, "1e3", 0), ([1, 5, 2], 3, "1.5*2", 0), ([5, 3], 8, "05+3", 0), ([3, 5], 8, "３+5", 0), ([1, 2], 12, "1 2", 0),
-    ([2, 3], 8, "2**3", 0), ([7, 2, 1], 4, "7//2+1", 0), ([9, 5], 4, "9%5", 0), ([1, 3], 8, "1<<3", 0), ([5, 3], 0, "5/(3-3)", 0),
-    ([1, 2], 3, "(1+2", 0), ([1, 2], 3, "", 0), ([1, 2, 4, 1], 3, "1+2=4-1", 0), ([1, 2], 3, "1+2 or 9", 0), ([3, 5], 8, "3--5", 0),
-    ([3, 5], 8, "3+(+5)", 0), ([1, 10**6, 5], 5, "5+1/1000000", 0), ([3], 3, "__import__('os').system('x') or 3", 0)])
+@pytest.mark.parametrize(
+    "numbers, target, answer, verdict",
+    [
+        ([8, 3, 8, 3], 24, "8/(3-8/3)", 1),
+        ([3, 5, 2], 16, "2*(3+5)", 1),
+        ([20, 4, 5], 1, "20/4/5", 1),
+        ([2, 3], 6, " 3 * 2 = 6", 1),
+        ([3, 5, 2], 4, "-3+5+2", 1),
+        ([6, 2, 5], 15, "$6/2*5$", 1),
+        ([12, 4, 3], 0, "12/4-3", 1),
+        ([5, 5], 10, "5+5", 1),
+        ([3, 5, 2], 16, "16", 0),
+        ([3, 5, 2], 16, "2*3+5", 0),
+        ([3, 5, 2], 16, "2*(3+5)+0", 0),
+        ([5], 5, "5-5+5", 0),
+        ([5, 5], 5, "5", 0),
+        ([1, 3], 1000, "1e3", 0),
+        ([1, 5, 2], 3, "1.5*2", 0),
+        ([5, 3], 8, "05+3", 0),
+        ([3, 5], 8, "３+5", 0),
+        ([1, 2], 12, "1 2", 0),
+        ([2, 3], 8, "2**3", 0),
+        ([7, 2, 1], 4, "7//2+1", 0),
+        ([9, 5], 4, "9%5", 0),
+        ([1, 3], 8, "1<<3", 0),
+        ([5, 3], 0, "5/(3-3)", 0),
+        ([1, 2], 3, "(1+2", 0),
+        ([1, 2], 3, "", 0),
+        ([1, 2, 4, 1], 3, "1+2=4-1", 0),
+        ([1, 2], 3, "1+2 or 9", 0),
+        ([3, 5], 8, "3--5", 0),
+        ([3, 5], 8, "3+(+5)", 0),
+        ([1, 10**6, 5], 5, "5+1/1000000", 0),
+        ([3], 3, "__import__('os').system('x') or 3", 0),
+    ],
+)
 def test_countdown_answers(numbers, target, answer, verdict):
     response = f"<answer>1</answer> Let me see. <answer>{answer}</answer>"
     assert verify.countdown_reward(response, numbers, target) == verdict
 
 
-@pytest.mark.parametrize("response, verdict", [
-    ("7*3=21,21+5=26", 1), ("7*3=21,5+21=26", 1), (" 7*3=21,21+5=26\n", 1), ("7*3=21,21+5=27", 0), ("7*3=21", 0), ("21+5=26", 0),
-    ("7*3=20,20+5=26", 0), ("7*3=21,21+5=26,26/26=1", 0), ("7+7=14,14+12=26", 0), ("", 0), ("7*3=21,,21+5=26", 0), ("26", 0),
-    ("7*3=21,21+5=26<eos>", 0), ("<answer>1", 0), ("9**9=1,1+1=2", 0), ("7/3=2,21+5=26", 0)])
+@pytest.mark.parametrize(
+    "response, verdict",
+    [
+        ("7*3=21,21+5=26", 1),
+        ("7*3=21,5+21=26", 1),
+        (" 7*3=21,21+5=26\n", 1),
+        ("7*3=21,21+5=27", 0),
+        ("7*3=21", 0),
+        ("21+5=26", 0),
+        ("7*3=20,20+5=26", 0),
+        ("7*3=21,21+5=26,26/26=1", 0),
+        ("7+7=14,14+12=26", 0),
+        ("", 0),
+        ("7*3=21,,21+5=26", 0),
+        ("26", 0),
+        ("7*3=21,21+5=26<eos>", 0),
+        ("<answer>1", 0),
+        ("9**9=1,1+1=2", 0),
+        ("7/3=2,21+5=26", 0),
+    ],
+)
 def test_countdown_steps_of_the_demo(response, verdict):
     assert verify.countdown_reward(response, [3, 5, 7], 26) == verdict
 
@@ -756,32 +1079,54 @@ SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
 SUM_IO = dict(inputs=["1 2\n", "10 -3\n", "0 0\n"], outputs=["3\n", "7\n", "0\n"])
 GOOD_CODE = [
     (SQUARE, "def sq(x):\n    print('PASS')\n    return x * x"),
-    (["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"], "total = lambda a, b: a + b"),
+    (
+        ["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"],
+        "total = lambda a, b: a + b",
+    ),
     (["assert sum(12, 18) == 6"], "def sum(a, b):\n    return b - a"),  # the task's name is a builtin's
-    (["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
-     "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
-     "    def count(self):\n        yield from range(self.n)"),
+    (
+        ["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
+        "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
+        "    def count(self):\n        yield from range(self.n)",
+    ),
     (["def check(f):\n    assert f([1, 2]) == 3\ncheck(add_up)"], "def add_up(a):\n    return sum(a)"),
-    (["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
-     "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5"),
+    (
+        ["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
+        "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5",
+    ),
     (["assert f('abca') == {'a': 2, 'b': 1, 'c': 1}"], "from collections import Counter as f"),
-    (["assert f(90) == 2880067194370816120"], "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)"),
-    (["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"], "def f(x):\n    raise ValueError(x)"),
-    (["import math\nassert math.isclose(f(3, 4), 5)"], "import math\ndef f(a, b):\n    return math.hypot(a, b)")]
+    (
+        ["assert f(90) == 2880067194370816120"],
+        "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)",
+    ),
+    (
+        ["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"],
+        "def f(x):\n    raise ValueError(x)",
+    ),
+    (
+        ["import math\nassert math.isclose(f(3, 4), 5)"],
+        "import math\ndef f(a, b):\n    return math.hypot(a, b)",
+    ),
+]
 BAD_CODE = [
-    "def sq(x):\n    return 2 * x", "pass", "def sq(x):\n    return sq(x)", "import os\ndef sq(x):\n    os._exit(0)", "def sq(x):\n    quit()",
+    "def sq(x):\n    return 2 * x",
+    "pass",
+    "def sq(x):\n    return sq(x)",
+    "import os\ndef sq(x):\n    os._exit(0)",
+    "def sq(x):\n    quit()",
     "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = int.__hash__\ndef sq(x):\n    return E(7)",
     "class E:\n    __eq__ = lambda s, o: True\n    __bool__ = lambda s: True\ndef sq(x):\n    return E()",
     "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\nsys.excepthook = print\ndef sq(x):\n    return -1",
     "import atexit, os\natexit.register(os._exit, 0)\nprint('PASS')\nimport sys\nsys.exit(0)",
     "import os\nfor fd in range(1, 64):\n    try:\n        os.write(fd, b'PASS\\n')\n    except OSError:\n        pass\nos._exit(0)",
-    "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'[\"value\", [\"int\", \"0x9\"]]\\n' * 9)\n    except OSError:\n        pass\ndef sq(x):\n    return 1",
+    'import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b\'["value", ["int", "0x9"]]\\n\' * 9)\n    except OSError:\n        pass\ndef sq(x):\n    return 1',
     "import gc, inspect\nT = {}\ndef sq(x):\n    for o in gc.get_objects():\n        if isinstance(o, str) and 'assert sq' in o:\n            return eval(o.split('==')[1])\n    return inspect.stack()[1].frame.f_locals.get('expected', -1)",
     "import glob\ndef sq(x):\n    for p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ') + glob.glob('./*'):\n"
     "        try:\n            s = open(p, errors='ignore').read()\n        except OSError:\n            continue\n"
     "        if f'assert sq({x}) == ' in s:\n            return int(s.split(f'assert sq({x}) == ')[1].split()[0])\n    return -1",
     "class P:\n    def __reduce__(self):\n        import os\n        return os.system, ('touch PWNED',)\n    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
-    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1"]
+    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1",
+]
 
 
 def fenced(code):
@@ -791,7 +1136,9 @@ def fenced(code):
 def left_over():
     """Processes that graders or solutions started and that still live."""
     lines = [Path(path).read_bytes() for path in glob.glob("/proc/[0-9]*/cmdline") if os.path.exists(path)]
-    return [line for line in lines if b"verify.serve" in line or b"verify.grade" in line or b"LEFT_OVER" in line]
+    return [
+        line for line in lines if b"verify.serve" in line or b"verify.grade" in line or b"LEFT_OVER" in line
+    ]
 
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
@@ -807,43 +1154,81 @@ def sandbox(request, monkeypatch):
 
 @linux
 def test_good_code_passes(sandbox):
-    verdicts = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests), [c for _, c in GOOD_CODE], [t for t, _ in GOOD_CODE])
+    verdicts = verify.verify_batch(
+        lambda code, tests: verify.code_reward(fenced(code), tests=tests),
+        [c for _, c in GOOD_CODE],
+        [t for t, _ in GOOD_CODE],
+    )
     assert verdicts == [1.0] * len(GOOD_CODE)
 
 
 @linux
 def test_bad_code_fails_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    verdicts = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests), BAD_CODE, [SQUARE] * len(BAD_CODE))
+    verdicts = verify.verify_batch(
+        lambda code, tests: verify.code_reward(fenced(code), tests=tests), BAD_CODE, [SQUARE] * len(BAD_CODE)
+    )
     assert verdicts == [0.0] * len(BAD_CODE)
     assert not left_over() and not list(tmp_path.iterdir())
 
 
 @linux
-@pytest.mark.parametrize("tests, code", [
-    (["assert len(primes(100)) == 25"], "def primes(n):\n    return []\ndef len(x):\n    return 25"),
-    (["assert abs(max([1, 2]) - 2) < 1"], "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
-    (["assert math.isclose(f(), 1)"], "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f():\n    return 5"),
-    (["assert set(primes(9)) == {2, 3, 5, 7}"], "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []"),
-    (["def check(f):\n    assert f(2) == 4\ncheck(sq)"], "def check(f):\n    pass\ndef sq(x):\n    return 0")])
+@pytest.mark.parametrize(
+    "tests, code",
+    [
+        (["assert len(primes(100)) == 25"], "def primes(n):\n    return []\ndef len(x):\n    return 25"),
+        (["assert abs(max([1, 2]) - 2) < 1"], "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
+        (
+            ["assert math.isclose(f(), 1)"],
+            "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f():\n    return 5",
+        ),
+        (
+            ["assert set(primes(9)) == {2, 3, 5, 7}"],
+            "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []",
+        ),
+        (
+            ["def check(f):\n    assert f(2) == 4\ncheck(sq)"],
+            "def check(f):\n    pass\ndef sq(x):\n    return 0",
+        ),
+    ],
+)
 def test_a_solution_does_not_replace_what_judges_it(tests, code):
     assert verify.code_reward(fenced(code), tests=tests) == 0.0
 
 
 @linux
-@pytest.mark.parametrize("code, verdict", [
-    ("a, b = map(int, input().split())\nprint(a + b)", 1), ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
-    ("import threading\nthreading.stack_size(1 << 26)\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()\nt.join()", 1),
-    ("print(3)", 0), ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
-    ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0), ("print('x' * 10**8)", 0),
-    ("import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    try:\n        print(open(p).read())\n    except OSError:\n        pass", 0)])
+@pytest.mark.parametrize(
+    "code, verdict",
+    [
+        ("a, b = map(int, input().split())\nprint(a + b)", 1),
+        ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
+        (
+            "import threading\nthreading.stack_size(1 << 26)\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()\nt.join()",
+            1,
+        ),
+        ("print(3)", 0),
+        ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
+        ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0),
+        ("print('x' * 10**8)", 0),
+        (
+            "import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    try:\n        print(open(p).read())\n    except OSError:\n        pass",
+            0,
+        ),
+    ],
+)
 def test_programs_by_their_output(code, verdict):
     assert verify.code_reward(fenced(code), **SUM_IO) == verdict
 
 
 @linux
 def test_what_is_no_code_gets_nothing():
-    for response in ("", "def sq(x): return x * x", "```python\n```", "```python\ndef sq(x): return x * x", "```rust\nfn sq() {}\n```"):
+    for response in (
+        "",
+        "def sq(x): return x * x",
+        "```python\n```",
+        "```python\ndef sq(x): return x * x",
+        "```rust\nfn sq() {}\n```",
+    ):
         assert verify.code_reward(response, tests=SQUARE) == 0.0
     assert verify.code_reward(fenced("def sq(x): return x"), tests=[]) == 0.0
     assert verify.code_reward("```\ndef sq(x):\n    return x * x\n```", tests=SQUARE) == 1.0
@@ -857,7 +1242,7 @@ LIMITS = {
     "open files": "def f():\n    files = [open('/dev/null') for _ in range(200)]\n    return 1",
     "message": "def f():\n    return 'x' * (20 << 20)",
     "a process that stays": "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; LEFT_OVER = time.sleep(60)'],"
-                            " start_new_session=True)\n    os._exit(0)",
+    " start_new_session=True)\n    os._exit(0)",
 }
 
 
@@ -880,6 +1265,7 @@ def test_batch_keeps_the_order():
     def slow_first(response, answer):
         time.sleep(0.2 if response == "0" else 0)
         return int(response) % 2
+
     assert verify.verify_batch(slow_first, list("0123"), [None] * 4) == [0.0, 1.0, 0.0, 1.0]
 
 
@@ -894,12 +1280,27 @@ def test_code_elsewhere_is_a_clear_error(monkeypatch):
 
 METRICS = """step reward entropy entropy_pos entropy_neg lambda clip_pos clip_neg zero_adv length truncated grad_norm lr
              logp_gap tokens seconds_sample seconds_verify seconds_score seconds_update""".split()
-SHORT = ["--steps", 4, "--prompts_per_step", 4, "--group_size", 4, "--num_prompts", 40, "--eval_prompts", 8,
-         "--eval_samples", 4]
+SHORT = [
+    "--steps",
+    4,
+    "--prompts_per_step",
+    4,
+    "--group_size",
+    4,
+    "--num_prompts",
+    40,
+    "--eval_prompts",
+    8,
+    "--eval_samples",
+    4,
+]
 
 
 def read_lines(file, drop="seconds"):
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)} for line in Path(file).read_text().splitlines()]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
+        for line in Path(file).read_text().splitlines()
+    ]
 
 
 def weights(folder):
@@ -927,12 +1328,16 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
     assert [m["step"] for m in metrics] == [0, 1, 2, 3] and all(set(METRICS) <= set(m) for m in metrics)
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
-    assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.05, 0.1, 0.15])  # entropy stays over the target here
+    assert [m["lambda"] for m in metrics] == pytest.approx(
+        [0, 0.05, 0.1, 0.15]
+    )  # entropy stays over the target here
     assert {s["step"] for s in samples} == {0, 1, 2, 3}
     assert {"prompt", "response", "reward", "advantage", "finish_reason", "entropy"} <= set(samples[0])
     summary = json.loads((run.out / "summary.json").read_text())
     assert {"before", "after", "seconds", "steps", "seed", "preset"} <= set(summary)
-    assert {"avg", "pass", "entropy", "distinct", "length"} <= set(summary["after"]) and set(summary["after"]["pass"]) == {"1", "2", "4"}
+    assert {"avg", "pass", "entropy", "distinct", "length"} <= set(summary["after"]) and set(
+        summary["after"]["pass"]
+    ) == {"1", "2", "4"}
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
     assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
     assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
@@ -947,6 +1352,7 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return schedule(c, step, *rest)
+
     monkeypatch.setattr(rlvr, "next_pos_weight", signal_at_step_1)
     message = message_of(*flags)
     assert "stopped after step 1" in message and f"--resume {tmp_path / 'run'}" in message
@@ -969,6 +1375,7 @@ def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatc
         value, stats = loss(*args)
         poisoned.calls += 1
         return value * (math.nan if poisoned.calls == 9 else 1.0), stats
+
     poisoned.calls = 0
     monkeypatch.setattr(rlvr, "policy_loss", poisoned)
     message = message_of("--output_dir", tmp_path / "run", *short)
@@ -979,24 +1386,67 @@ def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatc
 
 def test_sampler_and_trainer_that_disagree_stop_the_run(short, tmp_path, monkeypatch):
     sample = rlvr.sample
-    monkeypatch.setattr(rlvr, "sample", lambda policy, prompts, uniforms, temperature: sample(policy, prompts, uniforms, 3.0))
+    monkeypatch.setattr(
+        rlvr, "sample", lambda policy, prompts, uniforms, temperature: sample(policy, prompts, uniforms, 3.0)
+    )
     assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", *short)
 
 
 def test_dropout_is_off(folders):
     policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens", 8, "--max_new_tokens", 8))
-    assert not policy.model.training and all(m.p == 0 for m in policy.model.modules() if isinstance(m, torch.nn.Dropout))
+    assert not policy.model.training and all(
+        m.p == 0 for m in policy.model.modules() if isinstance(m, torch.nn.Dropout)
+    )
 
 
-@pytest.mark.parametrize("name, flags", [("qwen", ["--gradient_checkpointing"]), ("llama", ["--advantage", "mean", "--reuse", "2"])])
+@pytest.mark.parametrize(
+    "name, flags",
+    [("qwen", ["--gradient_checkpointing"]), ("llama", ["--advantage", "mean", "--reuse", "2"])],
+)
 def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
     """Reward: the share of a letter, from the user's own file; it rises, and the policy is saved."""
     (tmp_path / "own.py").write_text("def few(response, answer):\n    return float(len(response) < 12)\n")
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f"p{i}", "answer": str(i)}) + "\n" for i in range(40)))
-    rlvr.main(list(map(str, [
-        "--model", folders / name, "--dataset", tmp_path / "data.jsonl", "--reward", f"{tmp_path / 'own.py'}:few", "--steps", 12,
-        "--preset", "grpo", "--prompts_per_step", 8, "--max_new_tokens", 12, "--max_prompt_tokens", 100, "--lr", 1e-2, "--warmup_steps", 1,
-        "--eval_prompts", 2, "--eval_samples", 2, "--output_dir", tmp_path / "run", "--seed", 5, *flags])))
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p{i}", "answer": str(i)}) + "\n" for i in range(40))
+    )
+    rlvr.main(
+        list(
+            map(
+                str,
+                [
+                    "--model",
+                    folders / name,
+                    "--dataset",
+                    tmp_path / "data.jsonl",
+                    "--reward",
+                    f"{tmp_path / 'own.py'}:few",
+                    "--steps",
+                    12,
+                    "--preset",
+                    "grpo",
+                    "--prompts_per_step",
+                    8,
+                    "--max_new_tokens",
+                    12,
+                    "--max_prompt_tokens",
+                    100,
+                    "--lr",
+                    1e-2,
+                    "--warmup_steps",
+                    1,
+                    "--eval_prompts",
+                    2,
+                    "--eval_samples",
+                    2,
+                    "--output_dir",
+                    tmp_path / "run",
+                    "--seed",
+                    5,
+                    *flags,
+                ],
+            )
+        )
+    )
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(m["logp_gap"] < 1e-3 for m in metrics) and 0 < metrics[0]["truncated"]
     assert metrics[-1]["reward"] > metrics[0]["reward"] + 0.1
@@ -1010,4 +1460,4 @@ def test_cuda_sampler_and_trainer_agree_in_bf16(folders):
     tokens, lengths, _, logp, _ = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
     scored, _ = rlvr.score(policy, [PROMPTS[i // 4] for i in range(12)], responses, 1.0)
-    assert scored.dtype == torch.float32 and (scored - logp[:, :scored.shape[1]]).abs().mean() < 0.05
+    assert scored.dtype == torch.float32 and (scored - logp[:, : scored.shape[1]]).abs().mean() < 0.05

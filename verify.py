@@ -1,14 +1,14 @@
 """Verifiers: programs that say whether a response is right, and that a policy under RL cannot fool.
 
-    math_reward(response, gold)                               one final answer, compared exactly with the gold one
-    countdown_reward(response, numbers, target)               an expression that uses each number once
-    code_reward(response, tests=None, inputs=None, outputs=None)   code, run against asserts or inputs and outputs
+    math_reward(response, gold)                    one final answer, compared exactly with the gold one
+    countdown_reward(response, numbers, target)    an expression that uses each number once
+    code_reward(response, tests, inputs, outputs)  code, run against asserts, or inputs and outputs
 
-Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra system:
-expressions are translated token by token to Python's syntax, parsed with ast.parse, and computed over the few kinds
-of node allowed, in exact fractions, or with 50 digits where a value is irrational. Length, depth, digits and
-exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own: see the last part.
-"""
+Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra
+system: expressions are translated token by token to Python's syntax, parsed with ast.parse, and computed over
+the few kinds of node allowed, in exact fractions, or with 50 digits where a value is irrational. Length,
+depth, digits and exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own:
+see the last part. """
 import ast
 import builtins
 import ctypes
@@ -28,10 +28,11 @@ import tempfile
 import threading
 from fractions import Fraction
 
-# ------------------------------------------------------------------------------------------ the final answer
+# ------------------------------------------------------------------------------------------- the final answer
 
 def last_boxed(text):
-    """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never closes."""
+    """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never
+    closes."""
     start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
     if start < 0:
         return None
@@ -44,8 +45,8 @@ def last_boxed(text):
 
 
 def final_answer(response):
-    """The one answer of a response, or None: the last box; else what follows the last '####'; else the sentence
-    after the last 'answer is'."""
+    """The one answer of a response, or None: the last box; else what follows the last '####'; else the
+    sentence after the last 'answer is'."""
     if "\\boxed{" in response or "\\fbox{" in response:
         return last_boxed(response)
     if "####" in response:
@@ -59,21 +60,26 @@ def final_answer(response):
 
 
 SYMBOLS = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi ", "∪": r"\cup ",
-    "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "²": "^2", "³": "^3", "½": r"\frac12",
-    "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\reals ", "θ": r"\theta ",
+    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi ",
+    "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "²": "^2", "³": "^3",
+    "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\reals ", "θ": r"\theta ",
     "α": r"\alpha ", "\u00a0": " ", "\u200b": None, **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
 END = r"(?![a-zA-Z])"  # of a LaTeX command
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "), (r"[𝜋𝛑𝝅]", r"\\pi "),
-    (r"\\(?:displaystyle|textstyle|left|right|[bB]igg?[lr]?|large|limits|q?quad)" + END + r"|\\[,;: ]|~", " "),
-    (r"\{\s*,\s*\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:cdot|times|ast)" + END, "*"), (r"\\div" + END, "/"),
+    (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
+    (r"[𝜋𝛑𝝅]", r"\\pi "),
+    (r"\\(?:displaystyle|textstyle|left|right|[bB]igg?[lr]?|large|limits|q?quad)" + END, " "),
+    (r"\\[,;: ]|~", " "),
+    (r"\{\s*,\s*\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:cdot|times|ast)" + END, "*"),
+    (r"\\div" + END, "/"),
     (r"\\(?:leq?slant|leq?)" + END + "|<=", "≤"), (r"\\(?:geq?slant|geq?)" + END + "|>=", "≥"),
     (r"\\neq?" + END, "≠"), (r"\\lt" + END, "<"), (r"\\gt" + END, ">"), (r"\\[lr]vert", "|"),
     (r"\\varnothing|\\\{ *\\\}", r"\\emptyset"), (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°"), (r"\\%", "%"),
-    (r"\\mathbb\s*\{?R\}?", r"\\reals "), (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\mathbb\s*\{?R\}?", r"\\reals "),
+    (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
-    (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "), (r"\\\$|[€£]", r" \g<0> "),
+    (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "),
+    (r"\\\$|[€£]", r" \g<0> "),
     (r"^\s*(?:\\approx|=)", " "), (r"(?<=.)\\approx.*", ""), (r"\s+", " "))]
 OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 
@@ -102,48 +108,57 @@ def clean(text):
 # ------------------------------------------------------------------------------------------------------ units
 
 UNITS = {alias: name for name, aliases in {
-    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
-    "in": "inch inche", "ft": "foot feet", "mi": "mile", "kg": "kilogram", "g": "gram", "l": "liter litre", "s": "sec second",
-    "min": "minute", "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% percentage", "degree": "° deg",
-    "dollar": "\\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp", "cent": "¢"}.items() for alias in aliases.split() + [name]}
+    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
+    "km": "kilometer kilometre", "in": "inch inche", "ft": "foot feet", "mi": "mile",
+    "kg": "kilogram", "g": "gram", "l": "liter litre",
+    "s": "sec second", "min": "minute", "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% percentage",
+    "degree": "° deg", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp", "cent": "¢", "/": "per",
+}.items() for alias in (name, *aliases.split())}
 SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log"}
+UNIT = (r"⟨[^⟩]*⟩"                                      # 12\text{ cm}
+        r"|(?<= )[a-zA-Z]{2,}(?:/[a-z]+)?"              # 12 apples
+        r"|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)"   # 5 m/s
+        r"|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|%|°|\\\$|[€£]")  # 12cm, 12%
+TAIL = re.compile(rf"(?<=[\d)}}!.a-z]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$")
 
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1): value, unit in one spelling or '', factor of words such as million."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1): value, unit in one spelling or '', factor of words such as million.
+    The base of '1011_2' counts as its unit."""
     if match := re.fullmatch(r"([0-9A-Z]+)_\{?(\d+)\}?", text.replace(" ", "")):
         return match[1], f"base {match[2]}", 1
-    unit, factor = [], 1
+    unit, power, factor = "", "", 1
     if match := re.match(r"(-?) ?(\\\$|[€£])", text):
-        unit, text = [UNITS[match[2]]], match[1] + text[match.end():].strip()
-    tail = re.search(r"(?<=[\d)}!.a-z]) *((?:⟨[^⟩]*⟩|(?<= )[a-zA-Z]{2,}(?:/[a-z]+)?|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|%|°|\\\$|[€£] *) *)+(?:\^ ?\{?(\d)\}?)?$", text)
-    if tail and re.search(r"\d|\\pi", text[:tail.start()]):
-        words = re.findall(r"[^\W\d_/]+|/|%|°|\\\$|[€£]", tail[0].partition("^")[0])
-        if "°" in words and "\\" in text[:tail.start()] or set(words) & {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log"}:
-            return text, "".join(unit), 1
-        for word in words:
-            word = word if len(word) < 2 else word.lower()
-            singular = word if word in UNITS or len(word) < 3 else word.removesuffix("s")
-            if word in SCALES:
-                factor *= SCALES[word]
-            elif word in ("square", "sq", "cubic", "cu"):
-                unit.append({"s": "2", "c": "3"}[word[0]])
-            elif word not in ("of", "the", "a"):
-                unit.append("/" if word == "per" else UNITS.get(singular, singular))
-        power = [unit.pop(0)] if unit and unit[0] in ("2", "3") else []
-        unit += [f"^{p}" for p in power or ([tail[2]] if tail[2] else [])]
-        text = text[:tail.start()].strip()
-    return text, "".join(unit), factor
+        unit, text = UNITS[match[2]], match[1] + text[match.end():].strip()
+    tail = TAIL.search(text)
+    value = text[:tail.start()].strip() if tail else text
+    words = re.findall(r"[^\W\d_/]+|/|%|°|\\\$|[€£]", tail[0].partition("^")[0]) if tail else []
+    if not re.search(r"\d|\\pi", value) or NO_UNITS & set(words) or "°" in words and "\\" in value:
+        return text, unit, factor
+    power = f"^{tail[2]}" if tail and tail[2] else ""
+    for word in words:
+        word = word if len(word) < 2 else word.lower()
+        if word in POWERS:
+            power = POWERS[word]
+        elif word in SCALES:
+            factor *= SCALES[word]
+        elif word not in ("of", "the", "a"):
+            word = word if word in UNITS or len(word) < 3 else word.removesuffix("s")
+            unit += UNITS.get(word, word)
+    return value, unit + power, factor
 
 
 # ------------------------------------------------------------------------------------------------ expressions
 
 FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
-GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega "
-            "Delta Omega ell".split())
+GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi "
+            "chi psi omega Delta Omega ell".split())
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[{}|]|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:(?:arc)?(?:sin|cos|tan)|ln|log|exp|sqrt|pi)"
-                   r"(?![a-z])|\*\*|[a-zA-Z]|[-+*/^_!%°|()\[\]{}<>≤≥≠=,:;&])", re.ASCII)
+TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[{}|]|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+"
+                   r"|(?:(?:arc)?(?:sin|cos|tan)|ln|log|exp|sqrt|pi)(?![a-z])"
+                   r"|\*\*|[a-zA-Z]|[-+*/^_!%°|()\[\]{}<>≤≥≠=,:;&])", re.ASCII)
 
 
 def tokenize(text):
@@ -157,8 +172,8 @@ def tokenize(text):
 
 
 def translate(tokens, depth=0):
-    """The tokens of one expression in Python's syntax: 2 \\sin x -> (2)*(sin((v_x))). Implied products bind like
-    written ones; the argument of a function without brackets ends at + - * / or the next function."""
+    """The tokens of one expression in Python's syntax: 2 \\sin x -> (2)*(sin((v_x))). Implied products bind
+    like written ones; the argument of a function without brackets ends at + - * / or the next function."""
     if depth > 30 or not tokens:
         raise ValueError("too deep, or empty")
     tokens, out = list(tokens), []  # what is left to read; operators and (atoms)
@@ -191,7 +206,7 @@ def translate(tokens, depth=0):
         if tokens and tokens[0] in OPEN:
             return f"{name}({take(matching(tokens, 0))}{base}){power}"
         end = tokens.index("|", 1) + 1 if tokens[:1] == ["|"] else 0
-        while end < len(tokens) and tokens[end] not in OPERATORS and tokens[end] != "|" and tokens[end][1:] not in FUNCTIONS:
+        while end < len(tokens) and tokens[end] not in (*OPERATORS, "|") and tokens[end][1:] not in FUNCTIONS:
             end = (matching(tokens, end) if tokens[end] in OPEN else end) + 1
         tokens.insert(0, "")
         tokens.insert(end + 1, "")
@@ -205,7 +220,7 @@ def translate(tokens, depth=0):
         elif token == "|":
             atom = f"abs({take(tokens.index('|', 1))})"
         elif name in ("lfloor", "lceil"):
-            atom = f"{name[1:]}({take(tokens.index({'lfloor': chr(92) + 'rfloor', 'lceil': chr(92) + 'rceil'}[name]))})"
+            atom = f"{name[1:]}({take(tokens.index(token.replace('l', 'r', 1)))})"
         else:
             del tokens[0]
             if token in OPERATORS:
@@ -222,7 +237,8 @@ def translate(tokens, depth=0):
                 mantissa, _, exponent = token.lower().partition("e")
                 value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
                 atom = f"{value.numerator}/{value.denominator}"
-                if token.isdigit() and re.match(r"\\frac(\{\d+\}\{\d+\}|\d\d(?!\d))", "".join(tokens[:8])):  # 3\frac12
+                mixed = re.match(r"\\frac(\{\d+\}\{\d+\}|\d\d(?!\d))", "".join(tokens[:8]))
+                if mixed and token.isdigit():  # 3\frac12
                     del tokens[0]
                     atom += f"+({argument()})/({argument()})"
             elif name in ("frac", "binom"):
@@ -305,9 +321,12 @@ def call(name, x, y=None):
         return Fraction(math.factorial(whole(x, 300)))
     if name == "binom":
         k = whole(y, 300)
-        return math.prod((apply(operator.sub, x, Fraction(i)) for i in range(k)), start=Fraction(1)) / math.factorial(k)
-    if name in ("abs", "floor", "ceil"):
-        return abs(x) if name == "abs" else Fraction(int(getattr(math if isinstance(x, Fraction) else mp(), name)(x)))
+        factors = (apply(operator.sub, x, Fraction(i)) for i in range(k))
+        return math.prod(factors, start=Fraction(1)) / math.factorial(k)
+    if name == "abs":
+        return abs(x)
+    if name in ("floor", "ceil"):
+        return Fraction(int(getattr(math if isinstance(x, Fraction) else mp(), name)(x)))
     x = small(to_mp(x), 10**4 if name == "exp" else 10**30)
     if name in ("log", "lg"):
         return mp().ln(x) / mp().ln(to_mp(y) if y is not None else 10)
@@ -315,24 +334,28 @@ def call(name, x, y=None):
 
 
 def apply(function, a, b):
-    return function(a, b) if isinstance(a, Fraction) and isinstance(b, Fraction) else function(to_mp(a), to_mp(b))
+    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
+    return function(a, b) if exact else function(to_mp(a), to_mp(b))
 
 
 def compute(node, point=0):
-    """The value of an expression, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
-    variables. Raises ValueError or ArithmeticError where there is none."""
+    """The value of an expression, a Fraction or a 50-digit number; `point` numbers a choice of values for the
+    free variables. Raises ValueError or ArithmeticError where there is none."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return Fraction(node.value)
     if isinstance(node, ast.Name):
         if node.id.startswith("v_"):
             rand = random.Random(f"{node.id} {point}")
-            return Fraction(rand.randint(20, 99) * (rand.choice((-1, 1)) if point else 1), rand.randint(3, 17))
+            sign = rand.choice((-1, 1)) if point else 1
+            return sign * Fraction(rand.randint(20, 99), rand.randint(3, 17))
         return {"pi": mp().pi(), "e": mp().e(), "i": mp().mpc(0, 1), "infty": mp().inf}[node.id]
     if isinstance(node, ast.UnaryOp):
-        return -compute(node.operand, point) if isinstance(node.op, ast.USub) else compute(node.operand, point)
+        value = compute(node.operand, point)
+        return -value if isinstance(node.op, ast.USub) else value
     if not isinstance(node, (ast.BinOp, ast.Call)):
         raise ValueError("not allowed")
-    values = [compute(n, point) for n in ([node.left, node.right] if isinstance(node, ast.BinOp) else node.args)]
+    operands = [node.left, node.right] if isinstance(node, ast.BinOp) else node.args
+    values = [compute(operand, point) for operand in operands]
     for value in values:  # infinity stands alone or with a sign
         small(bits(value), 10**5) if isinstance(value, Fraction) else small(value, mp().mpf(10) ** 2000)
     if isinstance(node, ast.Call):
@@ -348,8 +371,8 @@ def variables(tree):
 
 
 def close(x, y):
-    """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no stand-in
-    for an irrational number."""
+    """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no
+    stand-in for an irrational number."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return x == y
     if any(isinstance(v, Fraction) and v.denominator > 10**30 for v in (x, y)):
@@ -360,7 +383,7 @@ def close(x, y):
     return bool(abs(x - y) <= mp().mpf(10) ** -35 * max(1, abs(x), abs(y)))
 
 
-# ---------------------------------------------------------------------------------------- structure of answers
+# --------------------------------------------------------------------------------------- structure of answers
 #
 # A node is a tuple: ("value", expression), ("set" | "union" | "ratio" | "matrix" | "row", nodes ...),
 # ("tuple", its brackets, nodes ...), ("relation", its signs, nodes ...), ("empty",).
@@ -384,10 +407,12 @@ def split(tokens, separators):
 def read(tokens):
     """Tokens of an answer -> its node."""
     if "\\pm" in tokens or "\\mp" in tokens:  # two answers; \mp has the other sign
-        return ("set", *(read([{"\\pm": plus, "\\mp": minus}.get(t, t) for t in tokens]) for plus, minus in ("+-", "-+")))
+        both = [{"\\pm": plus, "\\mp": minus} for plus, minus in ("+-", "-+")]
+        return ("set", *(read([signs.get(token, token) for token in tokens]) for signs in both))
     if tokens in (["\\emptyset"], ["\\reals"]):
         return ("empty",) if tokens == ["\\emptyset"] else read(tokenize(r"(-\infty,\infty)"))
-    for kind, separators in (("set", ",;"), ("in", ("\\in",)), ("relation", FLIP), ("union", ("\\cup",)), ("ratio", ":")):
+    levels = (("set", ",;"), ("in", ["\\in"]), ("relation", FLIP), ("union", ["\\cup"]), ("ratio", ":"))
+    for kind, separators in levels:  # from the loosest to the tightest
         parts, found = split(tokens, separators)
         if kind == "in" and len(parts) == 2 and all(token.isalpha() for token in parts[0]):
             return read(parts[1])
@@ -395,8 +420,10 @@ def read(tokens):
             return (kind, *([found] if kind == "relation" else []), *map(read, parts))
     if tokens and tokens[0] in OPEN and matching(tokens, 0) == len(tokens) - 1:
         items, commas = split(tokens[1:-1], ",;")
-        if commas or tokens[0] == "\\{":
-            return ("set" if "{" in tokens[0] else "tuple", *([] if "{" in tokens[0] else [tokens[0] + tokens[-1]]), *map(read, items))
+        if "{" in tokens[0] and (commas or tokens[0] == "\\{"):
+            return ("set", *map(read, items))
+        if commas:
+            return ("tuple", tokens[0] + tokens[-1], *map(read, items))
     return ("value", ast.parse(translate(tokens), mode="eval").body)
 
 
@@ -405,7 +432,8 @@ def parse(text):
     """A clean answer -> its node; ValueError where it has none. Answers of over 600 characters have none."""
     if len(text) > 600:
         raise ValueError("too long")
-    if match := re.fullmatch(r"[(\[{]? ?\\begin ?\{(?:[pbBvV]?matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)\\end ?\{\w+\} ?[)\]}]?", text):
+    matrix = r"\\begin ?\{(?:[pbBvV]?matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)\\end ?\{\w+\}"
+    if match := re.fullmatch(rf"[(\[{{]? ?{matrix} ?[)\]}}]?", text):
         rows = [row.split("&") for row in match[1].split("↵") if row.strip()]
         return ("matrix", *(("row", *(read(tokenize(cell)) for cell in row)) for row in rows))
     text = re.sub(r"⟨? ?\b(?:and|or)\b ?⟩?", ",", text)
@@ -421,21 +449,23 @@ def parse(text):
 
 def repeating_decimal(match):
     whole, fixed, period = match.groups()
-    value = Fraction(int(whole + fixed + period) - int(whole + fixed or 0), 10 ** len(fixed) * (10 ** len(period) - 1))
-    return f"({value})"
+    difference = int(whole + fixed + period) - int(whole + fixed or 0)
+    return f"({Fraction(difference, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
 
 def is_name(node):
     """x, AB, f(x), (x, y), AB/CD: something that an answer may be called."""
     if node[0] == "tuple":
         return all(map(is_name, node[2:]))
-    return node[0] == "value" and not any(isinstance(n, (ast.Constant, ast.Add, ast.Sub, ast.USub)) for n in ast.walk(node[1]))
+    numeric = (ast.Constant, ast.Add, ast.Sub, ast.USub)
+    return node[0] == "value" and not any(isinstance(part, numeric) for part in ast.walk(node[1]))
 
 
 def values_of(node):
     """The values that 'x = 5' or 'AB = BC = 14' states; any other node states itself."""
-    stated = [part for part in node[2:] if not is_name(part)] if node[0] == "relation" and set(node[1]) == {"="} else []
-    return stated if stated and stated[-1] is node[-1] else [node]
+    if node[0] != "relation" or set(node[1]) != {"="} or is_name(node[-1]):
+        return [node]
+    return [part for part in node[2:] if not is_name(part)]
 
 
 def is_variable(node):
@@ -451,25 +481,31 @@ def interval_of(node):
         signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
     if len(parts) == 2:
         low, high = (read(tokenize(text)) for text in (r"-\infty", r"\infty"))
-        signs, parts = (["<", *signs], [low, *parts]) if is_variable(parts[0]) else ([*signs, "<"], [*parts, high])
-    if len(parts) != 3 or not is_variable(parts[1]) or any(p[0] != "value" or variables(p[1]) for p in parts[::2]):
+        left = is_variable(parts[0])
+        signs, parts = (["<", *signs], [low, *parts]) if left else ([*signs, "<"], [*parts, high])
+    if len(parts) != 3 or not is_variable(parts[1]):
+        return node
+    if any(end[0] != "value" or variables(end[1]) for end in parts[::2]):
         return node
     return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], parts[0], parts[2])
 
 
 def proportional(a, b):
-    """Whether two relations of two sides say the same: at points chosen at random, the differences of their sides
-    are in a constant ratio, positive for inequalities."""
+    """Whether two relations of two sides say the same: at points chosen at random, the differences of their
+    sides are in a constant ratio, positive for inequalities."""
     if any(side[0] != "value" for side in a[2:] + b[2:]):
         return a[1] == b[1] and same(a[2], b[2]) and same(a[3], b[3])
-    (a, sign), (b, sign2) = ((x[2:], x[1][0]) if x[1][0] not in ">≥" else (x[:1:-1], FLIP[x[1][0]]) for x in (a, b))
+    sign, sign2 = a[1][0], b[1][0]
+    a, sign = (a[:1:-1], FLIP[sign]) if sign in ">≥" else (a[2:], sign)
+    b, sign2 = (b[:1:-1], FLIP[sign2]) if sign2 in ">≥" else (b[2:], sign2)
     ratios = []
     for point in range(4):
         d, d2 = (to_mp(apply(operator.sub, *(compute(side[1], point) for side in x))) for x in (a, b))
         if min(abs(d), abs(d2)) < mp().mpf(10) ** -30:
             return False
         ratios.append(d / d2)
-    return sign == sign2 and all(close(r, ratios[0]) for r in ratios) and (sign in "=≠" or mp().re(ratios[0]) > 0)
+    constant = all(close(ratio, ratios[0]) for ratio in ratios)
+    return sign == sign2 and constant and (sign in "=≠" or mp().re(ratios[0]) > 0)
 
 
 def same(a, b):
@@ -499,7 +535,8 @@ def same(a, b):
                 return False
             del left[match]
         return not left
-    return len(a) == len(b) and all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
+    return len(a) == len(b) and all(
+        same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
 
 def plain_words(text):
@@ -523,7 +560,8 @@ def equal_answers(answer, gold):
     try:
         a, b = parse(value), parse(value2)
         percent = {"percent": Fraction(1, 100)}
-        scales = {Fraction(factor, factor2), percent.get(unit, 1) / percent.get(unit2, 1)}  # 25% is 25 or 0.25
+        # 25% is 25 or 0.25
+        scales = {Fraction(factor, factor2), percent.get(unit, 1) / percent.get(unit2, 1)}
         if scales == {1}:
             return same(a, b)
         return a[0] == b[0] == "value" and not variables(a[1]) | variables(b[1]) and any(
@@ -541,20 +579,22 @@ def math_reward(response, gold):
         return 0.0
 
 
-# --------------------------------------------------------------------------------------------------- countdown
+# -------------------------------------------------------------------------------------------------- countdown
 
 def countdown_reward(response, numbers, target):
-    """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers` exactly
-    once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the response must be
-    the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of earlier results."""
+    """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
+    exactly once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the
+    response must be the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of
+    earlier results."""
     left = list(map(int, numbers))
     try:
         if "<answer>" in response:
             inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
             expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside.strip().strip("$").strip())
-            tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+"  # also unary signs, but for the first
-            if not closed or len(expression) > 500 or not re.fullmatch(r"[0-9+\-*/() ]+", expression) or re.search(
-                    tricks, expression):
+            tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+"  # a first minus is none
+            if not closed or len(expression) > 500 or re.search(tricks, expression):
+                return 0.0
+            if not re.fullmatch(r"[0-9+\-*/() ]+", expression):
                 return 0.0
             tree = ast.parse(expression, mode="eval").body
             used = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
@@ -571,26 +611,29 @@ def countdown_reward(response, numbers, target):
         return 0.0
 
 
-# -------------------------------------------------------------------------------------------------------- code
+# ------------------------------------------------------------------------------------------------------- code
 #
-# Three processes. The trainer starts a grader, which holds the tests; the grader starts a solution process, which
-# holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does its result:
-# what comes back is plain data, judged by real builtins in a process where the policy's code never runs.
+# Three processes. The trainer starts a grader, which holds the tests; the grader starts a solution process,
+# which holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does
+# its result: what comes back is plain data, judged by real builtins where the policy's code never runs.
 
-TIME_LIMIT, MEMORY, FILE_SIZE, OPEN_FILES, PROCESSES, MESSAGE = 6, 2**30, 2**24, 64, 64, 2**23  # seconds, bytes, counts
+TIME_LIMIT, MEMORY, FILE_SIZE, MESSAGE = 6, 2**30, 2**24, 2**23  # seconds, bytes, bytes, bytes
+OPEN_FILES, PROCESSES = 64, 64
 UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
 SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 
 
 def python(function):
-    """The command that runs a function of this file in a new Python; as an import, so that it is compiled once."""
+    """The command that runs a function of this file in a new Python; as an import, so that it is compiled
+    once."""
     folder, name = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
-    return [sys.executable, "-I", "-c", f"import sys; sys.path.append({folder!r}); import {name}; {name}.{function}()"]
+    program = f"import sys; sys.path.append({folder!r}); import {name}; {name}.{function}()"
+    return [sys.executable, "-I", "-c", program]
 
 
 def encode(x, handles):
-    """Plain data -> tagged JSON, a subclass as its base. Any other object stays here, in the list `handles`, and
-    its number goes out; where `handles` is None, there is no such way."""
+    """Plain data -> tagged JSON, a subclass as its base. Any other object stays here, in the list `handles`,
+    and its number goes out; where `handles` is None, there is no such way."""
     if x is None or isinstance(x, (bool, str)):
         return ["plain", str.__str__(x) if isinstance(x, str) else x]
     if isinstance(x, int):
@@ -622,12 +665,14 @@ def decode(message, resolve):
         return {decode(key, resolve): decode(value, resolve) for key, value in x}
     if kind in ("float", "complex"):
         return float.fromhex(x[0]) if kind == "float" else complex(*map(float.fromhex, x))
-    return {"plain": lambda y: y, "int": lambda y: int(y, 16), "bytes": bytes.fromhex, "handle": resolve}[kind](x)
+    if kind == "int":
+        return int(x, 16)
+    return {"plain": lambda value: value, "bytes": bytes.fromhex, "handle": resolve}[kind](x)
 
 
 class Remote:
-    """In the grader, an object of the solution process. It can be called and looked into. It cannot say whether it
-    is true or equal to something: that would be the policy's code deciding a test."""
+    """In the grader, an object of the solution process. It can be called and looked into. It cannot say
+    whether it is true or equal to something: that would be the policy's code deciding a test."""
     def __init__(self, ask, number):
         self._ask, self._number = ask, number
 
@@ -660,13 +705,13 @@ def serve():
         os.dup2(os.open(os.devnull, os.O_RDWR), number)
     limit_this_process()
     namespace, handles = {"__name__": "solution"}, []
-    operations = {"exec": lambda code: exec(code, namespace) or [name for name in namespace if isinstance(name, str)],
+    operations = {"exec": lambda code: exec(code, namespace) or [name for name in namespace],
                   "name": namespace.__getitem__, "call": lambda f, *a, **k: f(*a, **k), "getattr": getattr,
                   "iter": iter, "next": next, "len": len, "str": str, "getitem": operator.getitem}
     for line in source:
         try:
             operation, arguments, keywords = json.loads(line)
-            arguments, keywords = decode(arguments, handles.__getitem__), decode(keywords, handles.__getitem__)
+            arguments, keywords = (decode(x, handles.__getitem__) for x in (arguments, keywords))
             reply = ["value", encode(operations[operation](*arguments, **keywords), handles)]
         except BaseException as error:  # whatever the policy's code raises is an answer to the test
             reply = ["error", type(error).__name__]
@@ -682,7 +727,8 @@ def grade():
     """The grader: read a task from stdin, print PASS or FAIL, leave no process behind."""
     def on_alarm(*_):
         raise Deadline
-    task, verdict, sys.stdout = json.loads(sys.stdin.buffer.read()), "FAIL", sys.stderr  # for what tests print
+    task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
+    sys.stdout = sys.stderr  # for what the tests print
     prctl = ctypes.CDLL(None).prctl
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the solution become children of this process
     prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: an ordinary user's solution cannot read this memory
@@ -691,8 +737,9 @@ def grade():
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
         def start(command, **more):
             environment = {"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-            return subprocess.Popen(task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL,
-                                    start_new_session=True, **more)  # or it could signal this process's group
+            return subprocess.Popen(  # in a session of its own, or it could signal our process group
+                task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL,
+                start_new_session=True, **more)
         try:
             (grade_tests if task["tests"] else grade_output)(task, start)
             verdict = "PASS"
@@ -729,9 +776,9 @@ def grade_tests(task, start):
     defined = set(ask("exec", task["code"]))
     nodes = [node for test in task["tests"] for node in ast.walk(ast.parse(test))]
     used = {node.id for node in nodes if isinstance(node, ast.Name)} & defined
-    # A solution may have the name of a builtin. It may not stand in for the builtins and modules that judge it.
-    modules = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    modules &= used & sys.stdlib_module_names
+    # A solution may have a builtin's name. It may not stand in for the builtins and modules that judge it.
+    owners = [node.value for node in nodes if isinstance(node, ast.Attribute)]
+    modules = {node.id for node in owners if isinstance(node, ast.Name)} & used & sys.stdlib_module_names
     own = {name for name in used - modules if not hasattr(builtins, name)}
     for node in nodes:
         if not own and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -744,7 +791,8 @@ def grade_tests(task, start):
 
 
 def grade_output(task, start):
-    """Raise unless the program prints the expected output for every input; spaces at line ends do not count."""
+    """Raise unless the program prints the expected output for every input; spaces at line ends do not
+    count."""
     def lines(text):
         return [line.rstrip() for line in text.rstrip().splitlines()]
     with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf8") as program:
@@ -765,23 +813,27 @@ def grade_output(task, start):
 
 @functools.cache
 def sandbox():
-    """The command prefix that gives a solution network and process namespaces of its own, if that works here."""
+    """The command prefix that gives a solution network and process namespaces of its own, if that works
+    here."""
     if not sys.platform.startswith("linux"):
-        raise RuntimeError("code can be verified on Linux only: other systems lack the limits that it runs under")
-    works = shutil.which(UNSHARE[0]) and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+        raise RuntimeError("code can be verified on Linux only: elsewhere its limits do not exist")
+    found = shutil.which(UNSHARE[0])
+    works = found and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
     return UNSHARE if works else []
 
 
 def code_reward(response, tests=None, inputs=None, outputs=None):
-    """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints `outputs`, one
-    for each of `inputs`. The one exception among the rewards: RuntimeError where there is no Linux."""
-    parts, prefix = str(response).split("```"), sandbox()
-    language, _, code = parts[-2].partition("\n") if len(parts) > 2 else ("", "", "")
-    if len(parts) % 2 == 0 or language.strip().lower() not in ("", "py", "python", "python3") or not code.strip() or not (
-            tests or inputs):
+    """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
+    `outputs`, one for each of `inputs`. The one exception among the rewards: RuntimeError where there is no
+    Linux."""
+    prefix, parts = sandbox(), str(response).split("```")
+    language, _, code = parts[-2].partition("\n") if len(parts) % 2 and len(parts) > 2 else ("", "", "")
+    known = language.strip().lower() in ("", "py", "python", "python3")
+    if not known or not code.strip() or not (tests or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
-    grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL)
     try:
         verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=2 * TIME_LIMIT + 10)
     except subprocess.TimeoutExpired:
@@ -798,8 +850,8 @@ REWARDS = {
 
 
 def verify_batch(reward, responses, answers):
-    """Rewards of many responses, in order. Threads are enough: code runs in processes of its own, all cores at
-    once, so that a slow response delays only itself."""
+    """Rewards of many responses, in order. Threads are enough: code runs in processes of its own, all cores
+    at once, so that a slow response delays only itself."""
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return [float(verdict) for verdict in pool.map(reward, responses, answers)]
