@@ -489,7 +489,7 @@ def load_policy(c, checkpoint_folder=None):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        fail(f"--model {source}: cannot be loaded", error)
+        fail(f"--model {source}: neither a model folder nor one that Hugging Face serves now", error)
     generation_eos = model.generation_config.eos_token_id if model.generation_config else None
     generation_eos = generation_eos if isinstance(generation_eos, list) else [generation_eos]
     stop_ids = sorted({tokenizer.eos_token_id, *generation_eos} - {None})
