@@ -171,13 +171,12 @@ def parse_config(argv):
 
 
 def check_config(c, explicit=()):
-    """Fail in one line on a value out of range, or on flags (`explicit` names them) that contradict each
-    other."""
-    for knob in fields(c):
-        value, allowed = getattr(c, knob.name), knob.metadata["metavar"]
-        sign, _, bound = (allowed or ">= -inf").partition(" ")
+    """Fail in one line on a value out of range, or on flags that contradict each other (`explicit` ones)."""
+    for f in fields(c):
+        value, allowed = getattr(c, f.name), f.metadata["metavar"]
+        sign, _, bound = (allowed or "").partition(" ")
         if allowed and not (value > float(bound) if sign == ">" else value >= float(bound)):
-            fail(f"--{knob.name} {value}: must be {allowed}")
+            fail(f"--{f.name} {value}: must be {allowed}")
     idle = sorted({"subset", "split", "prompt_column", "answer_column"} & set(explicit))
     for wrong, message in (
             (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
@@ -291,9 +290,8 @@ def find_column(c, rows, flag, known):
 
 
 def read_answer(value):
-    """An answer cell -> what the verifier compares with, or None. A list is MBPP's asserts; GSM8K has the
-    answer after '####', MATH in the last box of the solution, DAPO-Math-17k in
-    reward_model["ground_truth"]."""
+    """An answer cell -> what the verifier compares with, or None. GSM8K has the answer after '####', MATH in
+    the last box of the solution, DAPO-Math-17k in reward_model["ground_truth"]; a list is MBPP's asserts."""
     if isinstance(value, dict):
         value = value.get("ground_truth")
     if isinstance(value, list):
@@ -308,8 +306,7 @@ def read_answer(value):
 
 def dataset_problems(c):
     """Yield the problems of a data set as (question, answer, kind); a question is text or chat messages.
-    Repeated questions are left out, so that train and held-out prompts are disjoint; unusable rows are
-    counted."""
+    Repeated questions are left out: train and held-out prompts are disjoint. Unusable rows are counted."""
     rows = load_rows(c)
     if not len(rows):
         fail(f"--dataset {c.dataset}: has no rows in split {c.split}")
@@ -319,6 +316,9 @@ def dataset_problems(c):
     for number in random.Random("rows").sample(range(len(rows)), len(rows)):
         row = rows[number]
         question, answer = row[prompt_column], read_answer(row[answer_column])
+        if isinstance(answer, dict):  # MBPP's tests may need imports first
+            setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+            answer["tests"] = [setup] * bool(setup) + answer["tests"]
         if not question or answer is None:
             bad.append(number)
         elif (key := json.dumps(question)) not in seen:
@@ -329,11 +329,10 @@ def dataset_problems(c):
 
 
 def render(question, answer, kind, tokenizer):
-    """A problem -> its prompt as text and tokens. Text gets the instruction; chat messages are taken as they
-    are."""
+    """A problem -> its prompt as text and tokens. Text gets the instruction; messages stay as they are."""
     instruction = INSTRUCTIONS[kind]
-    if kind == "code":  # the first test shows the name and the arguments that all of them use
-        instruction += f" It must pass tests such as: {answer['tests'][0]}"
+    if kind == "code":  # one test shows the name and the arguments that all of them use
+        instruction += f" It must pass tests such as: {answer['tests'][-1]}"
     if tokenizer.chat_template:
         messages = question
         if isinstance(question, str):
@@ -409,8 +408,7 @@ class Policy:
 
 
 def is_demo(model):
-    """Whether this is the demo model: the name 'demo', a folder it was saved in, or the loaded model
-    itself."""
+    """Whether this is the demo model: the name 'demo', a folder it was saved in, or the loaded model."""
     if isinstance(model, str):
         saved = Path(model, "config.json")
         return model == "demo" or saved.is_file() and '"rlvr_demo"' in saved.read_text()
@@ -418,8 +416,7 @@ def is_demo(model):
 
 
 def demo_tokenizer():
-    """One token per character; as a BPE without merges it survives AutoTokenizer, whatever class that
-    picks."""
+    """One token per character. A BPE without merges survives AutoTokenizer, whatever class that picks."""
     from tokenizers import Tokenizer, decoders, models
     special = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     vocabulary = [*special.values(), *DEMO_CHARACTERS]
@@ -429,10 +426,9 @@ def demo_tokenizer():
 
 
 def pretrain_demo(folder):
-    """Build the demo policy and save it as a Hugging Face folder: about two minutes on two cores. It learns
+    """Build the demo policy and save it as a Hugging Face folder: some minutes on two cores. It learns
     from random legal calculations. In a share of them the target is replaced by a random one: such careless
-    text, arithmetic right and goal ignored, leaves what web text leaves in a pretrained model, the skill,
-    buried."""
+    text, arithmetic right and goal ignored, leaves what web text does: the skill is there, but buried."""
     recipe, tokenizer = DEMO_RECIPE, demo_tokenizer()
     rand = random.Random(recipe["seed"])
     with torch.random.fork_rng():
@@ -473,8 +469,7 @@ def pretrain_demo(folder):
 
 
 def demo_folder(refresh=False):
-    """The folder of the demo model in the user's cache, pretrained on first use; its name depends on the
-    recipe."""
+    """The demo model's folder in the user's cache, named after the recipe; pretrained on first use."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr"
     folder = cache / f"demo-{seed_of(DEMO_RECIPE) % 16**8:08x}"
     if refresh or not folder.exists():
@@ -536,7 +531,8 @@ def sample(policy, prompts, uniforms, temperature):
 
     prompts: lists of token ids. uniforms: (B, T) numbers in [0, 1), B = G x prompts, T the length limit:
     token t of row b is a function of uniforms[b, t] and the distribution alone, so batching changes nothing.
-    Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T). """
+    Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T).
+    """
     model, device, (B, T), P = policy.model, policy.model.device, uniforms.shape, max(map(len, prompts))
     G, uniforms, stop = B // len(prompts), uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
     ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)  # (B/G, P), left padding
@@ -583,7 +579,7 @@ def sample(policy, prompts, uniforms, temperature):
 def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
     (such as seed, "train", step) and the place in `problems` seed the random numbers."""
-    def uniforms(place):                                                                       # (G, T)
+    def uniforms(place):                                                            # (G, T)
         generator = torch.Generator().manual_seed(seed_of(*coordinates, place))
         return torch.rand(group_size, c.max_new_tokens, generator=generator)
 
@@ -605,8 +601,7 @@ def rollout(policy, problems, group_size, c, *coordinates):
 # ---------------------------------------------------------------------------------- 5. rewards and advantages
 
 def load_reward(name):
-    """--reward -> a function (response, answer) -> float, or None for 'auto', which follows the kind of
-    problem."""
+    """--reward -> a function (response, answer) -> float, or None for 'auto': as the kind of problem says."""
     path, _, function = name.rpartition(":")
     if not path:
         if name not in ("auto", *verify.REWARDS):
@@ -623,8 +618,7 @@ def load_reward(name):
 
 
 def rewards_of(rollouts, reward=None):
-    """Verify every response -> rewards (B,), on the CPU. A response that was cut off has given no answer:
-    0."""
+    """Verify every response -> rewards (B,), on the CPU. One that was cut off has given no answer: 0."""
     rewards = torch.zeros(len(rollouts.texts))
     done = [i for i, finished in enumerate(rollouts.finished) if finished]
     if done:
@@ -664,14 +658,15 @@ def score(policy, prompts, responses, temperature):
     end of a response; T is the longest of these.
 
     Prompt and response follow each other without a gap and rows are padded on the right: causal attention
-    then never sees padding, and no attention mask is needed. """
+    then never sees padding, and no attention mask is needed.
+    """
     model, device = policy.model, policy.model.device
     ids = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
     ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)         # (b, W)
     start, length = (torch.tensor([[len(x)] for x in xs], device=device) for xs in (prompts, responses))
     place = torch.arange(1, ids.shape[1], device=device)                            # of the token to predict
     here = (place >= start) & (place < start + length)                              # (b, W - 1)
-    mask = torch.arange(int(length.max()), device=device) < length            # (b, T)
+    mask = torch.arange(int(length.max()), device=device) < length                  # (b, T)
     with policy.autocast():
         hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]   # (b, W - 1, D)
         flat = logp_entropy(hidden[here], model.get_output_embeddings(), ids[:, 1:][here], temperature)
@@ -679,8 +674,7 @@ def score(policy, prompts, responses, temperature):
 
 
 def micro_batches(rows, sizes, budget):
-    """Split rows into micro-batches of at most `budget` tokens, padding counted; alike lengths go
-    together."""
+    """Split rows into micro-batches of at most `budget` tokens with padding; alike lengths go together."""
     batches = [[]]
     for row in sorted(rows, key=lambda i: sizes[i]):
         if batches[-1] and sizes[row] * (len(batches[-1]) + 1) > budget:  # this row is the longest so far
@@ -699,9 +693,10 @@ def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, 
     with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else neg_weight. logp, old_logp and
     mask are (B, T), advantage is (B,); `normalizer` counts the response tokens of the whole update, of which
     these rows may be a part. Returns the loss and sums over the tokens of each sign: how many, clipped, their
-    ratio. """
-    A = advantage[:, None]                                                                     # (B, 1)
-    ratio = (logp - old_logp).exp()                                                            # (B, T)
+    ratio.
+    """
+    A = advantage[:, None]                                                          # (B, 1)
+    ratio = (logp - old_logp).exp()                                                 # (B, T)
     weight = torch.where(A > 0, pos_weight, neg_weight)                             # (B, 1)
     objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)  # (B, T)
     loss = -objective[mask].sum() / normalizer
@@ -734,9 +729,8 @@ def pass_at_k(n, correct, k):
 
 def evaluate(policy, problems, reward, c):
     """Sample c.eval_samples (K) responses to each held-out problem -> dict: avg (mean reward, avg@K), pass
-    (for k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem),
-    length (tokens) and truncated (share). The random numbers are always the same, so that a change is the
-    policy's."""
+    (k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem), length
+    (tokens), truncated (share). The random numbers are always the same: a change is the policy's."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
     rewards = rewards_of(rollouts, reward).view(-1, K)                              # (problems, K)
@@ -765,8 +759,7 @@ def show_table(before, after, K):
 
 def open_run(c):
     """Make or reopen the folder of the run -> (folder, its last checkpoint or None). On a resume, the lines
-    of metrics.jsonl and samples.jsonl from after the checkpoint are cut off: their steps will be done
-    again."""
+    that metrics.jsonl and samples.jsonl have from after the checkpoint are cut off: their steps run again."""
     out = Path(c.output_dir)
     if c.resume:
         last = max(out.glob("checkpoint-*"), default=None)
@@ -783,6 +776,26 @@ def open_run(c):
         fail(f"--output_dir {out}: already holds {what}; continue a run with --resume {out}, delete it with "
              "--overwrite, or name another folder")
     return out, None
+
+
+def append_lines(file, records):
+    """Append JSON lines; the file is closed, and so flushed, at once."""
+    with open(file, "a", encoding="utf8") as lines:
+        lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def stop_on_signals():
+    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the next signal is immediate."""
+    seen = []
+
+    def on_signal(number, frame):
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        tqdm.write("stopping after this step; once more stops at once and loses the step")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    return seen
 
 
 def train(c):
@@ -820,22 +833,12 @@ def train(c):
         summary["before"] = evaluate(policy, held_out, reward, c)
         summary_file.write_text(json.dumps(summary, indent=1) + "\n")
 
-    stop = []  # Ctrl-C and SIGTERM end the run after the current step, a second one at once
-
-    def ask_to_stop(number, frame):
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-        tqdm.write("stopping after this step; once more stops at once and loses the step")
-    handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    metrics, samples = (open(out / name, "a", encoding="utf8", buffering=1)
-                        for name in ("metrics.jsonl", "samples.jsonl"))
+    stop = stop_on_signals()
     bar = tqdm(range(first, c.steps), initial=first, total=c.steps, unit="step", desc=c.preset)
     for step in bar:
         # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
@@ -898,7 +901,9 @@ def train(c):
                 loss_sum += loss.item()
                 stats.update(sums, tokens=int(live.sum()))
                 if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
-                    ratio_gap = max(ratio_gap, ((logp - old).exp() - 1).abs().max().item())
+                    off = ((logp - old).exp() - 1).abs()                            # (b, T)
+                    ratio_gap = max(ratio_gap, off.max().item())
+                    stats.update(off=off.sum().item(), first=int(live.sum()))
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
             if not math.isfinite(norm + loss_sum):
                 policy.save(out / "last_good")
@@ -908,8 +913,9 @@ def train(c):
             optimizer.zero_grad()
             stats.update(loss=loss_sum, grad_norm=norm, updates=1)
         model.eval()
-        if ratio_gap > 0.5 or stats["tokens"] != tokens * c.reuse:
-            fail(f"step {step}: before the first update the ratio was off 1 by {ratio_gap:.2f}; "
+        off = stats["off"] / stats["first"]
+        if off > 0.05 or stats["tokens"] != tokens * c.reuse:
+            fail(f"step {step}: before the first update the ratio was off 1 by {off:.2f} on average, and "
                  f"{stats['tokens']} tokens were used of {c.reuse} x {tokens}: is scoring random (dropout)?")
         clock.append(now())
 
@@ -929,13 +935,13 @@ def train(c):
                    "ratio_gap": ratio_gap, "tokens": tokens}
         for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
-        metrics.write(json.dumps(record) + "\n")
-        for i in range(0, B, max(1, B // max(1, c.log_samples)))[:c.log_samples]:
-            samples.write(json.dumps({
-                "step": step, "prompt": batch[i // c.group_size].prompt, "response": rollouts.texts[i],
-                "reward": rewards[i].item(), "advantage": advantage[i].item(),
-                "finish_reason": "stop" if rollouts.finished[i] else "length",
-                "entropy": entropy[i].sum().item() / len(responses[i])}, ensure_ascii=False) + "\n")
+        append_lines(out / "metrics.jsonl", [record])
+        append_lines(out / "samples.jsonl", [{
+            "step": step, "prompt": rollouts.problems[i].prompt, "response": rollouts.texts[i],
+            "reward": rewards[i].item(), "advantage": advantage[i].item(),
+            "finish_reason": "stop" if rollouts.finished[i] else "length",
+            "entropy": entropy[i].sum().item() / len(responses[i])}
+            for i in range(0, B, max(1, B // max(1, c.log_samples)))[:c.log_samples]])
         bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
         epoch = min(places.stop // len(problems) + 1, epochs)
         pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
@@ -947,8 +953,7 @@ def train(c):
         if stop:
             fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
 
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    stop.append("the loop is over")
     policy.save(out / "final")
     if held_out:
         summary["after"] = evaluate(policy, held_out, reward, c)
@@ -964,10 +969,14 @@ def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here
     transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         train(parse_config(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is untouched")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -580,8 +580,8 @@ def test_chat_messages_and_tests(folders, tmp_path):
     problems = sum(
         rlvr.load_problems(config(folders / "qwen", "--dataset", tmp_path / "mbpp.jsonl", *flags), policy), []
     )
-    assert problems[0].kind == "code" and problems[0].answer["tests"][0] in problems[0].prompt
-    assert problems[0].answer["tests"][1] not in problems[0].prompt
+    assert problems[0].kind == "code" and problems[0].answer["tests"][1] in problems[0].prompt
+    assert problems[0].answer["tests"][0] not in problems[0].prompt
 
 
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
