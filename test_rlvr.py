@@ -94,8 +94,13 @@ def folders(tmp_path_factory):
     return root
 
 
+def command(*flags):
+    """Flags as a command line has them: ("--lr 1", path) -> ["--lr", "1", "/the/path"]."""
+    return " ".join(map(str, flags)).split()
+
+
 def config(model, *flags):
-    return rlvr.parse_config(["--model", str(model), *map(str, flags)])
+    return rlvr.parse_config(command("--model", model, *flags))
 
 
 @pytest.fixture(params=["qwen", "llama", "demo"])
@@ -532,18 +537,8 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
         file.write_text(json.dumps([row for row, _ in rows]))
     else:
         {"jsonl": table.to_json, "parquet": table.to_parquet, "csv": table.to_csv}[suffix](str(file))
-    c = config(
-        folders / "llama",
-        "--dataset",
-        file,
-        "--prompts_per_step",
-        4,
-        "--max_new_tokens",
-        8,
-        "--max_prompt_tokens",
-        200,
-        *(["--split", "test"] if suffix == "disk" else []),
-    )
+    flags = f"--dataset {file} --prompts_per_step 4 --max_new_tokens 8 --max_prompt_tokens 200"
+    c = config(folders / "llama", flags, "--split test" if suffix == "disk" else "")
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert len(train) + len(held_out) == 8 and len(held_out) == 1
     expected = {f"What is 40 + {i}?": answer for i, (_, answer) in enumerate(rows)}
@@ -594,23 +589,9 @@ def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
         {"q": "other", "a": "4"},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    c = config(
-        folders / "llama",
-        "--dataset",
-        tmp_path / "rows.jsonl",
-        "--prompt_column",
-        "q",
-        "--answer_column",
-        "a",
-        "--prompts_per_step",
-        1,
-        "--updates_per_batch",
-        1,
-        "--max_new_tokens",
-        8,
-        "--max_prompt_tokens",
-        100,
-    )
+    flags = "--prompt_column q --answer_column a --prompts_per_step 1 --updates_per_batch 1"
+    limits = "--max_new_tokens 8 --max_prompt_tokens 100"
+    c = config(folders / "llama", "--dataset", tmp_path / "rows.jsonl", flags, limits)
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert sorted(p.answer for p in train + held_out) == ["1", "4"]
     shown = capsys.readouterr().out
@@ -660,13 +641,10 @@ def test_presets_and_precedence():
 
 def message_of(*argv):
     with pytest.raises(SystemExit) as stop:
-        rlvr.main(list(map(str, argv)))
-    assert (
-        isinstance(stop.value.code, str)
-        and "\n" not in stop.value.code
-        and stop.value.code.startswith("rlvr.py: ")
-    )
-    return stop.value.code
+        rlvr.main(command(*argv))
+    message = stop.value.code
+    assert isinstance(message, str) and message.startswith("rlvr.py: ") and "\n" not in message
+    return message
 
 
 @pytest.mark.parametrize(
@@ -696,45 +674,27 @@ def test_bad_flags(argv, words):
 
 
 def test_bad_models_and_data(folders, tmp_path):
-    qwen = [
-        "--model",
-        folders / "qwen",
-        "--output_dir",
-        tmp_path / "run",
-        "--max_prompt_tokens",
-        100,
-        "--max_new_tokens",
-        8,
-    ]
-    assert "nobody/nothing" in message_of("--model", "nobody/nothing", "--output_dir", tmp_path / "run")
-    assert "nobody/data" in message_of(*qwen, "--dataset", "nobody/data")
+    out = f"--output_dir {tmp_path / 'run'}"
+    qwen = f"--model {folders / 'qwen'} {out} --max_prompt_tokens 100 --max_new_tokens 8"
+    assert "nobody/nothing" in message_of("--model nobody/nothing", out)
+    assert "nobody/data" in message_of(qwen, "--dataset", "nobody/data")
     good, empty, odd = tmp_path / "good.jsonl", tmp_path / "empty.jsonl", tmp_path / "odd.txt"
     good.write_text('{"question": "1+1?", "answer": "2", "extra": 1}\n')
     empty.write_text("")
     odd.write_text("x")
-    assert "odd.txt" in message_of(*qwen, "--dataset", odd)
-    assert "empty.jsonl" in message_of(*qwen, "--dataset", empty)
-    message = message_of(*qwen, "--dataset", good, "--prompt_column", "frage")
+    assert "odd.txt" in message_of(qwen, "--dataset", odd)
+    assert "empty.jsonl" in message_of(qwen, "--dataset", empty)
+    message = message_of(qwen, "--dataset", good, "--prompt_column", "frage")
     assert "frage" in message and "question, answer, extra" in message and "--prompt_column" in message
-    assert "longer than --max_prompt_tokens" in message_of(
-        *qwen[:-4], "--max_prompt_tokens", 2, "--max_new_tokens", 8, "--dataset", good
-    )
-    assert "256 tokens of context" in message_of(*qwen[:-2], "--max_new_tokens", 200)
-    assert "choose auto" in message_of(*qwen, "--reward", "vibes")
+    assert "longer than --max_prompt" in message_of(qwen, "--max_prompt_tokens 2 --dataset", good)
+    assert "256 tokens of context" in message_of(qwen, "--max_new_tokens 200")
+    assert "choose auto" in message_of(qwen, "--reward", "vibes")
     many = tmp_path / "many.jsonl"
     many.write_text("".join(json.dumps({"question": f"{i}?", "answer": "2"}) + "\n" for i in range(50)))
-    assert "are for --reward math" in message_of(*qwen, "--dataset", many, "--reward", "countdown")
-    assert "no file" in message_of(*qwen, "--reward", "nowhere.py:f")
-    assert "second epoch" in message_of(
-        "--model",
-        folders / "demo",
-        "--preset",
-        "pos_adv_epoch",
-        "--steps",
-        2,
-        "--output_dir",
-        tmp_path / "run",
-    )
+    assert "are for --reward math" in message_of(qwen, "--dataset", many, "--reward", "countdown")
+    assert "no file" in message_of(qwen, "--reward", "nowhere.py:f")
+    epoch = f"--model {folders / 'demo'} --preset pos_adv_epoch --steps 2"
+    assert "second epoch" in message_of(epoch, out)
 
 
 def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
@@ -1319,7 +1279,7 @@ def run(short, tmp_path_factory):
     """Such a run on the command line."""
     out = tmp_path_factory.mktemp("runs") / "short"
     argv = [sys.executable, HERE / "rlvr.py", "--output_dir", out, *short]
-    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command(*argv), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, screen=done.stdout + done.stderr)
 
@@ -1364,7 +1324,7 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
         assert read_lines(tmp_path / "run" / file) == read_lines(run.out / file)
     assert torch.equal(weights(tmp_path / "run" / "final"), weights(run.out / "final"))
     assert message_of(*flags).startswith(f"rlvr.py: --output_dir {tmp_path / 'run'}: already holds a run")
-    rlvr.main(list(map(str, flags + ["--overwrite", "--seed", 1])))
+    rlvr.main(command(*flags, "--overwrite --seed 1"))
     assert read_lines(tmp_path / "run" / "metrics.jsonl") != read_lines(run.out / "metrics.jsonl")
 
 
@@ -1401,52 +1361,19 @@ def test_dropout_is_off(folders):
 
 @pytest.mark.parametrize(
     "name, flags",
-    [("qwen", ["--gradient_checkpointing"]), ("llama", ["--advantage", "mean", "--reuse", "2"])],
+    [("qwen", "--gradient_checkpointing"), ("llama", "--advantage mean --reuse 2")],
 )
 def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
-    """Reward: the share of a letter, from the user's own file; it rises, and the policy is saved."""
+    """The reward, short responses, comes from the user's own file; it rises, and the policy is saved."""
     (tmp_path / "own.py").write_text("def few(response, answer):\n    return float(len(response) < 12)\n")
     (tmp_path / "data.jsonl").write_text(
         "".join(json.dumps({"prompt": f"p{i}", "answer": str(i)}) + "\n" for i in range(40))
     )
-    rlvr.main(
-        list(
-            map(
-                str,
-                [
-                    "--model",
-                    folders / name,
-                    "--dataset",
-                    tmp_path / "data.jsonl",
-                    "--reward",
-                    f"{tmp_path / 'own.py'}:few",
-                    "--steps",
-                    12,
-                    "--preset",
-                    "grpo",
-                    "--prompts_per_step",
-                    8,
-                    "--max_new_tokens",
-                    12,
-                    "--max_prompt_tokens",
-                    100,
-                    "--lr",
-                    1e-2,
-                    "--warmup_steps",
-                    1,
-                    "--eval_prompts",
-                    2,
-                    "--eval_samples",
-                    2,
-                    "--output_dir",
-                    tmp_path / "run",
-                    "--seed",
-                    5,
-                    *flags,
-                ],
-            )
-        )
-    )
+    data = f"--dataset {tmp_path / 'data.jsonl'} --reward {tmp_path / 'own.py'}:few"
+    sizes = "--steps 12 --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100 --lr 1e-2"
+    evaluation = "--warmup_steps 1 --eval_prompts 2 --eval_samples 2 --seed 5 --preset grpo"
+    where = f"--model {folders / name} --output_dir {tmp_path / 'run'}"
+    rlvr.main(command(where, data, sizes, evaluation, flags))
     metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(m["logp_gap"] < 1e-3 for m in metrics) and 0 < metrics[0]["truncated"]
     assert metrics[-1]["reward"] > metrics[0]["reward"] + 0.1
