@@ -887,9 +887,8 @@ def train(c):
         model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
         for update in range(c.reuse * c.updates_per_batch):
             reuse, part = divmod(update, c.updates_per_batch)
-            order = list(range(len(batch)))
-            random.Random(seed_of(c.seed, "mini-batches", step, reuse)).shuffle(order)
-            chosen = order[part::c.updates_per_batch]
+            rand = random.Random(seed_of(c.seed, "mini-batches", step, reuse))
+            chosen = rand.sample(range(len(batch)), len(batch))[part::c.updates_per_batch]
             mini_batch = [i * c.group_size + g for i in chosen for g in range(c.group_size)]
             normalizer, loss_sum = sum(len(responses[i]) for i in mini_batch), 0.0
             for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens):
