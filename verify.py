@@ -290,18 +290,13 @@ def bits(x):
 
 
 def power(a, b):
-    """a ** b, exact where it is a fraction; an odd root of a negative number is negative."""
+    """a ** b, exact for whole b; an odd root of a negative number is real."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         if b.denominator == 1:
             small(abs(b) * bits(a), 20000)
             return a ** int(b)
-        n = small(b.denominator, 100)
-        if bits(a) < 160 and (a >= 0 or n % 2):
-            roots = [int(mp().nint(mp().root(abs(k), n))) for k in (a.numerator, a.denominator)]
-            if (roots[0] ** n, roots[1] ** n) == (abs(a.numerator), a.denominator):
-                return power(Fraction(roots[0] if a >= 0 else -roots[0], roots[1]), Fraction(b.numerator))
-        if a < 0 and n % 2:
-            return (-1) ** b.numerator * power(-a, b)
+        if a < 0 and b.denominator % 2:
+            return (-1) ** (b.numerator % 2) * power(-a, b)
     return mp().power(to_mp(a), small(to_mp(b), 10**4))
 
 
