@@ -562,7 +562,11 @@ def test_chat_messages_and_tests(folders, tmp_path):
         for i in range(30)
     ]
     mbpp = [
-        {"text": f"Add {i}.", "code": "x", "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"]}
+        {
+            "text": f"Add {i}.",
+            "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"],
+            "test_imports": ["import re"],
+        }
         for i in range(6)
     ]
     for name, rows in (("dapo", dapo), ("mbpp", mbpp)):
@@ -579,8 +583,8 @@ def test_chat_messages_and_tests(folders, tmp_path):
     problems = sum(
         rlvr.load_problems(config(folders / "qwen", "--dataset", tmp_path / "mbpp.jsonl", *flags), policy), []
     )
-    assert problems[0].kind == "code" and problems[0].answer["tests"][1] in problems[0].prompt
-    assert problems[0].answer["tests"][0] not in problems[0].prompt
+    assert problems[0].kind == "code" and problems[0].answer["tests"][0] == "import re"
+    assert "assert add(0)" in problems[0].prompt and "assert add(1)" not in problems[0].prompt
 
 
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
@@ -1335,7 +1339,7 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     assert "stopped after step 1" in message and f"--resume {tmp_path / 'run'}" in message
     monkeypatch.undo()
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2, "reward": 9}\\n{"step": 3, "half a li')  # what a crash may leave
+        file.write('{"step": 2, "reward": 9}\n{"step": 3, "half a li')  # what a crash may leave
     rlvr.main(["--resume", str(tmp_path / "run")])
     for file in ("metrics.jsonl", "samples.jsonl"):
         assert read_lines(tmp_path / "run" / file) == read_lines(run.out / file)
