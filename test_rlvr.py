@@ -909,6 +909,17 @@ def test_an_empty_gold_never_rewards():
         assert verify.math_reward(response, gold) == 0.0
 
 
+def test_odd_arguments_get_nothing():
+    for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
+        assert verify.math_reward(odd, "7") == verify.math_reward("\\boxed{7}", odd or None) == 0.0
+        assert (
+            verify.countdown_reward(odd, [3, 5, 7], 26)
+            == verify.countdown_reward("7*3=21,21+5=26", odd, 26)
+            == 0.0
+        )
+        assert verify.countdown_reward("7*3=21,21+5=26", [3, 5, 7], odd) == 0.0
+
+
 def test_bombs_are_refused():
     """By bounds, not by a time-out: each of these would run for hours or exhaust the stack if it were computed."""
     for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):

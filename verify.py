@@ -581,8 +581,8 @@ def countdown_reward(response, numbers, target):
     exactly once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the
     response must be the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of
     earlier results."""
-    left = list(map(int, numbers))
     try:
+        response, left = str(response), list(map(int, numbers))
         if "<answer>" in response:
             inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
             expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside.strip().strip("$").strip())
@@ -602,7 +602,7 @@ def countdown_reward(response, numbers, target):
                 return 0.0
             left.append(int(result))
         return float(left == [target])
-    except (ValueError, ArithmeticError, AttributeError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, ArithmeticError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError):
         return 0.0
 
 
