@@ -63,7 +63,8 @@ SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi ",
     "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "²": "^2", "³": "^3",
     "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\reals ",
-    "θ": r"\theta ", "α": r"\alpha ", "\u00a0": " ", "\u200b": None, **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
+    "θ": r"\theta ", "α": r"\alpha ", "\u00a0": " ", "\u200b": None,
+    **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
 END = r"(?![a-zA-Z])"  # of a LaTeX command
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
