@@ -455,8 +455,9 @@ def pretrain_demo(folder):
                 rand, recipe["numbers"], recipe["high"], recipe["max_target"])
             if rand.random() < recipe["careless"]:
                 target = rand.randint(1, recipe["max_target"])
-            prompts.append(tokenizer.encode(compact_countdown(numbers, target)))
-            responses.append(tokenizer.encode(steps + tokenizer.eos_token))
+            prompts.append(compact_countdown(numbers, target))
+            responses.append(steps + tokenizer.eos_token)
+        prompts, responses = tokenizer(prompts).input_ids, tokenizer(responses).input_ids
         loss = -score(policy, prompts, responses, temperature=1.0)[0].sum() / sum(map(len, responses))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
