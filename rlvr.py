@@ -809,8 +809,11 @@ def train(c):
     problems, held_out = load_problems(c, policy)
     if c.reward in verify.REWARDS and c.reward != problems[0].kind:
         fail(f"--reward {c.reward}: the answers of --dataset {c.dataset} are for --reward {problems[0].kind}")
-    if problems[0].kind == "code" and not sys.platform.startswith("linux"):
-        fail(f"--dataset {c.dataset}: code is verified on Linux only; give --reward file.py:function")
+    if problems[0].kind == "code" and c.reward in ("auto", "code"):
+        try:
+            verify.sandbox()
+        except RuntimeError as error:
+            fail(f"--dataset {c.dataset}: give --reward file.py:function", error)
     epochs = math.ceil(c.steps * c.prompts_per_step / len(problems))
     if c.pos_schedule == "epoch" and epochs < 2:
         fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "

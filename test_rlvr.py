@@ -1384,6 +1384,20 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(short, tmp_path, monkeyp
     assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", *short)
 
 
+def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
+    def no_linux():
+        raise RuntimeError("Linux only")
+
+    monkeypatch.setattr(verify, "sandbox", no_linux)
+    rows = [json.dumps({"text": f"Add {i}.", "test_list": ["assert add(1)"]}) + "\n" for i in range(40)]
+    (tmp_path / "mbpp.jsonl").write_text("".join(rows))
+    (tmp_path / "own.py").write_text("def one(response, answer):\n    return 1\n")
+    sizes = "--steps 0 --eval_prompts 0 --max_prompt_tokens 200 --max_new_tokens 8"
+    run = f"--model {folders / 'qwen'} --dataset {tmp_path / 'mbpp.jsonl'} --output_dir {tmp_path / 'run'} {sizes}"
+    assert "Linux only" in message_of(run) and "Linux only" in message_of(run, "--reward code")
+    rlvr.main(command(run, f"--reward {tmp_path / 'own.py'}:one"))
+
+
 def test_dropout_is_off(folders, tmp_path):
     """A GPT-2 with much dropout, in the training mode that gradient checkpointing needs: the ratio is still 1."""
     sizes = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320)

@@ -209,9 +209,9 @@ def translate(tokens, depth=0):
         end = tokens.index("|", 1) + 1 if tokens[:1] == ["|"] else 0
         while end < len(tokens) and tokens[end] not in (*OPERATORS, "|") and tokens[end][1:] not in FUNCTIONS:
             end = (matching(tokens, end) if tokens[end] in OPEN else end) + 1
-        tokens.insert(0, "")
-        tokens.insert(end + 1, "")
-        return f"{name}({take(end + 1)}{base}){power}"
+        inside = translate(tokens[:end], depth + 1)
+        del tokens[:end]
+        return f"{name}({inside}{base}){power}"
 
     while tokens:
         token = tokens[0]
