@@ -22,6 +22,7 @@ distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt
 and response, N response tokens of all rows in one flat list, V vocabulary, D hidden size. """
 import argparse
+import glob
 import importlib.util
 import json
 import math
@@ -29,6 +30,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import time
 import warnings
@@ -65,19 +67,32 @@ def seed_of(*coordinates):
 
 # -------------------------------------------------------------------------------------------------- 1. config
 
-PRESETS = {  # configurations of the paper, as changes to the defaults
+PRESETS = {  # every configuration that the paper compares, as changes to the defaults
     "grpo": {},
+    "clip_higher": dict(eps_high=0.28),
+    "clip_lower": dict(eps_low=0.28),
+    "clip_tighter": dict(eps_low=0.12),
     "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
     "adv_nonneg": dict(neg_weight=0.0),
     "adv_nonpos": dict(pos_weight=0.0),
+    "rand_pos_clip": dict(pos_drop=0.1),
     "pos_adv_stage": dict(pos_schedule="stage"),
-    "pos_adv_epoch": dict(pos_schedule="epoch", num_prompts=640),  # few enough to see several epochs
+    "pos_adv_epoch": dict(pos_schedule="epoch"),
     "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0),
+    "ada_ent_reg": dict(bonus_delta=0.005),
+    "clip_cov": dict(cov_share=0.0002),
+    "kl_cov": dict(cov_share=0.002, cov_penalty=1.0),
+    "entropy_adv": dict(entropy_adv=0.4),
 }
 # What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
-DEMO = dict(steps=40, prompts_per_step=64, group_size=16, updates_per_batch=2, reuse=4, eps_low=0.05,
-            eps_high=0.05, lr=1e-4, target_entropy=0.15, num_prompts=6000, max_prompt_tokens=32,
-            max_new_tokens=32, sample_rows=2048, micro_batch_tokens=8192, eval_prompts=256)
+DEMO = dict(steps=90, prompts_per_step=32, group_size=8, updates_per_batch=2, reuse=4, eps_low=0.05,
+            eps_high=0.05, lr=1.5e-4, target_entropy=0.15, pos_delta=0.1, num_prompts=6000,
+            max_prompt_tokens=32, max_new_tokens=32, sample_rows=2048, micro_batch_tokens=2048,
+            eval_prompts=256)
+# The same configurations in proportion to the demo's clip, and to its batches of few tokens.
+DEMO_PRESETS = {"clip_higher": dict(eps_high=0.07), "clip_lower": dict(eps_low=0.07),
+                "clip_tighter": dict(eps_low=0.03), "clip_cov": dict(cov_share=0.01),
+                "kl_cov": dict(cov_share=0.01), "pos_adv_epoch": dict(num_prompts=720)}  # it needs epochs
 
 
 def knob(default, help, allowed=None):
@@ -91,12 +106,12 @@ class Config:
     dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a data file")
     subset: str | None = knob(None, "configuration of the data set ('main', where there is one)")
     split: str = knob("train", "split of the data set; the held-out prompts are taken from it too")
-    num_prompts: int | None = knob(None, "train on at most this many distinct prompts (all)")
+    num_prompts: int | None = knob(None, "train on at most this many distinct prompts (all)", "> 0")
     prompt_column: str | None = knob(None, "column of the question: text or chat messages (found by name)")
     answer_column: str | None = knob(None, "column of the answer or the tests (found by name)")
     reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function(response, answer)")
     preset: str = knob("pos_adv_entropy", f"one of {', '.join(PRESETS)}; explicit flags win")
-    output_dir: str | None = knob(None, "folder of the run (runs/<preset>-...-seed<seed>)")
+    output_dir: str | None = knob(None, "folder of the run (runs/<preset>-<changed flags>-seed<seed>)")
     overwrite: bool = knob(False, "delete the run that is in --output_dir")
     resume: str | None = knob(None, "folder of a run to continue, with its config, from its last checkpoint")
     seed: int = knob(0, "seeds the order of the prompts and the sampling")
@@ -113,8 +128,14 @@ class Config:
     neg_weight: float = knob(1.0, "weight of negative-advantage tokens", ">= 0")
     pos_schedule: Literal["constant", "stage", "epoch", "entropy"] = knob(
         "constant", "how lambda moves: constant, stage, epoch or entropy")
-    target_entropy: float = knob(0.2, "entropy schedule: the entropy to hold, nats per token (delta)", ">= 0")
+    target_entropy: float = knob(0.2, "the entropy that a schedule holds, nats per token (delta)", ">= 0")
     pos_delta: float = knob(0.05, "entropy schedule: how far lambda moves per batch (Delta)", ">= 0")
+    pos_drop: float = knob(0.0, "share of the positive-advantage tokens left out at random", ">= 0")
+    entropy_bonus: float = knob(0.0, "coefficient of an entropy bonus (or its start)", ">= 0")
+    bonus_delta: float = knob(0.0, "how far the coefficient moves per batch, up below target_entropy", ">= 0")
+    entropy_adv: float = knob(0.0, "alpha: add min(alpha H, |A| / 2) to a token's advantage", ">= 0")
+    cov_share: float = knob(0.0, "share of tokens, highest covariance of logp and A, to leave out", ">= 0")
+    cov_penalty: float = knob(0.0, "KL penalty that keeps those tokens instead (its coefficient)", ">= 0")
     lr: float = knob(1e-6, "learning rate of AdamW after warm-up", "> 0")
     warmup_steps: int = knob(5, "steps of linear warm-up", ">= 0")
     weight_decay: float = knob(0.0, "weight decay of AdamW", ">= 0")
@@ -132,6 +153,7 @@ class Config:
     keep: int = knob(1, "checkpoints to keep", "> 0")
     log_samples: int = knob(8, "rollouts per step to write to samples.jsonl", ">= 0")
     refresh_demo: bool = knob(False, "pretrain the demo model again")
+    report: list[str] | None = knob(None, "train nothing: compare the finished runs in these folders")
 
 
 class Parser(HfArgumentParser):
@@ -162,25 +184,40 @@ def parse_config(argv):
             fail(f"--resume {early.resume}: no config.json there; give the folder of a run")
         parser.set_defaults(**json.loads(saved.read_text()))
     else:
-        parser.set_defaults(**(DEMO if is_demo(early.model) else {}) | PRESETS[early.preset])
+        parser.set_defaults(**defaults(early.preset, early.model))
     c = Config(**vars(parser.parse_args(argv)))
     check_config(c, {a.lstrip("-").split("=")[0].replace("-", "_") for a in argv if a.startswith("--")})
-    names = [c.preset, *(Path(n).name for n in (c.model, c.dataset) if n not in ("demo", "countdown"))]
-    c.output_dir = c.resume or c.output_dir or f"runs/{'-'.join(names)}-seed{c.seed}"
+    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c))}-seed{c.seed}"
     return c
+
+
+def defaults(preset, model):
+    """The value of every knob that no flag names."""
+    demo = is_demo(model)
+    return (asdict(Config()) | (DEMO if demo else {}) | PRESETS[preset]
+            | (DEMO_PRESETS.get(preset, {}) if demo else {}))
+
+
+def name_of(config):
+    """What a run is, seeds and places apart: its preset and the knobs that differ from the preset's. It names
+    the folder of the run and its row in a report."""
+    usual = defaults(config["preset"], config["model"])
+    changed = [f"{name}={Path(str(value)).name}" for name, value in config.items() if name in usual and
+               str(value) != str(usual[name]) and name not in ("preset", "output_dir", "overwrite", "resume",
+                                                               "seed", "refresh_demo", "report")]
+    return "-".join([config["preset"], *changed])[:200]
 
 
 def check_config(c, explicit=()):
     """Fail in one line on a value out of range, or on flags that contradict each other (`explicit` ones)."""
     for f in fields(c):
         value, allowed = getattr(c, f.name), f.metadata["metavar"]
-        sign, _, bound = (allowed or "").partition(" ")
-        if allowed and not (value > float(bound) if sign == ">" else value >= float(bound)):
+        sign, _, bound = (allowed or "> -inf").partition(" ")
+        if allowed and value is not None and not (value > float(bound) or
+                                                  sign == ">=" and value == float(bound)):
             fail(f"--{f.name} {value}: must be {allowed}")
     idle = sorted({"subset", "split", "prompt_column", "answer_column"} & set(explicit))
     for wrong, message in (
-            (c.num_prompts is not None and c.num_prompts < c.prompts_per_step,
-             f"--num_prompts {c.num_prompts}: fewer than --prompts_per_step {c.prompts_per_step}"),
             (c.prompts_per_step % c.updates_per_batch,
              f"--updates_per_batch {c.updates_per_batch} has to divide "
              f"--prompts_per_step {c.prompts_per_step}"),
@@ -190,8 +227,10 @@ def check_config(c, explicit=()):
              f"--pos_weight {c.pos_weight}: the entropy schedule keeps it in 0..1"),
             (c.pos_schedule in ("stage", "epoch") and "pos_weight" in explicit,
              f"--pos_weight is what --pos_schedule {c.pos_schedule} sets: leave out one"),
-            (c.pos_schedule != "entropy" and {"target_entropy", "pos_delta"} & set(explicit),
-             f"--target_entropy and --pos_delta do nothing with --pos_schedule {c.pos_schedule}"),
+            (c.pos_schedule != "entropy" and "pos_delta" in explicit,
+             f"--pos_delta does nothing with --pos_schedule {c.pos_schedule}"),
+            (c.pos_schedule != "entropy" and not c.bonus_delta and "target_entropy" in explicit,
+             "--target_entropy needs --pos_schedule entropy or a --bonus_delta"),
             (c.dataset == "countdown" and idle, f"--{', --'.join(idle)}: means nothing for countdown")):
         if wrong:
             fail(message)
@@ -366,11 +405,10 @@ def load_problems(c, policy):
         print(f"dropped {dropped} prompts longer than --max_prompt_tokens {c.max_prompt_tokens}")
     if is_demo(policy.model) and not builtin:
         print(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
-    held_out = min(c.eval_prompts, len(problems) // 5)
-    if len(problems) - held_out < c.prompts_per_step:
-        fail(f"--dataset {c.dataset}: {len(problems)} usable prompts ({dropped} are longer than "
-             f"--max_prompt_tokens), {held_out} held out: too few for --prompts_per_step "
-             f"{c.prompts_per_step}")
+    beyond = len(problems) - (c.num_prompts or len(problems))
+    held_out = min(c.eval_prompts, max(beyond, len(problems) // 5))
+    if len(problems) == held_out:
+        fail(f"--dataset {c.dataset}: no usable prompt ({dropped} are longer than --max_prompt_tokens)")
     return problems[held_out:], problems[:held_out]
 
 
@@ -520,6 +558,11 @@ class Rollouts:
     mask: torch.Tensor     # (B, T)
 
 
+def uniforms(rows, columns, *coordinates):
+    """(rows, columns) numbers in [0, 1), a function of the coordinates."""
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed_of(*coordinates)))
+
+
 def log_softmax_entropy(logits, temperature):
     """logits (n, V) -> log-probabilities (n, V) and entropy (n,) in nats, both fp32, at this temperature."""
     logp = (logits.float() / temperature).log_softmax(-1)
@@ -580,16 +623,12 @@ def sample(policy, prompts, uniforms, temperature):
 def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
     (such as seed, "train", step) and the place in `problems` seed the random numbers."""
-    def uniforms(place):                                                            # (G, T)
-        generator = torch.Generator().manual_seed(seed_of(*coordinates, place))
-        return torch.rand(group_size, c.max_new_tokens, generator=generator)
-
     parts, width = [], max(1, c.sample_rows // group_size)
     starts = range(0, len(problems), width)
     for start in tqdm(starts, desc="sampling", leave=False, disable=len(starts) < 2):
         places = range(start, min(start + width, len(problems)))
-        prompts, numbers = [problems[i].ids for i in places], torch.cat([uniforms(i) for i in places])
-        parts.append(sample(policy, prompts, numbers, c.temperature))
+        numbers = [uniforms(group_size, c.max_new_tokens, *coordinates, i) for i in places]
+        parts.append(sample(policy, [problems[i].ids for i in places], torch.cat(numbers), c.temperature))
     tokens, lengths, finished, logp, entropy = map(torch.cat, zip(*parts))
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
@@ -641,13 +680,21 @@ def advantages(rewards, kind="std"):
 # ----------------------------------------------------------------------------- 6. log-probability and entropy
 
 def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
-    """Log-probability of `targets` (N,) and entropy of the whole distribution, for hidden states (N, D): two
-    (N,) tensors, fp32, nats. The head is applied to chunks of tokens, and again in backward: about
-    `max_logits` logits (128 MB) exist at once, and not N x V (2.5 GB at V = 150,000 and 4,096 tokens, several
-    times over)."""
+    """For hidden states (N, D) and `targets` (N,), three (N,) tensors in fp32: log-probability of the target;
+    entropy H of the whole distribution in nats; and f, how raising the target's probability lowers H. A step
+    of eta along the gradient of log p_a changes the logits' entropy by -eta f(a) to first order, with
+
+        f(a) = p_a (log p_a + H) - sum_v p_v^2 (log p_v + H)        (arXiv 2509.26114)
+
+    so f > 0 for the likely tokens and f < 0 for the rare ones. The head is applied to chunks of tokens, and
+    again in backward: about `max_logits` logits (128 MB) exist at once, and not N x V (2.5 GB at V = 150,000
+    and 4,096 tokens, several times over)."""
     def chunk(hidden, targets):
         logp, entropy = log_softmax_entropy(head(hidden), temperature)              # (n, V), (n,)
-        return logp.gather(-1, targets[:, None])[:, 0], entropy
+        with torch.no_grad():
+            push = logp.exp() * (logp + entropy[:, None])                           # (n, V)
+            f = push.gather(-1, targets[:, None])[:, 0] - (logp.exp() * push).sum(-1)
+        return logp.gather(-1, targets[:, None])[:, 0], entropy, f
 
     size = max(1, max_logits // head.weight.shape[0])
     pieces = zip(hidden.split(size), targets.split(size))
@@ -655,8 +702,8 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
 
 
 def score(policy, prompts, responses, temperature):
-    """The trainer's view of some responses, lists of token ids -> logp (b, T), entropy (b, T), 0 after the
-    end of a response; T is the longest of these.
+    """The trainer's view of some responses, lists of token ids -> logp, entropy and f of logp_entropy(), each
+    (b, T), 0 after the end of a response; T is the longest of these.
 
     Prompt and response follow each other without a gap and rows are padded on the right: causal attention
     then never sees padding, and no attention mask is needed.
@@ -676,9 +723,9 @@ def score(policy, prompts, responses, temperature):
 
 def micro_batches(rows, sizes, budget):
     """Split rows into micro-batches of at most `budget` tokens with padding; alike lengths go together."""
-    batches = [[]]
+    batches = []
     for row in sorted(rows, key=lambda i: sizes[i]):
-        if batches[-1] and sizes[row] * (len(batches[-1]) + 1) > budget:  # this row is the longest so far
+        if not batches or sizes[row] * (len(batches[-1]) + 1) > budget:  # this row is the longest so far
             batches.append([])
         batches[-1].append(row)
     return batches
@@ -686,26 +733,49 @@ def micro_batches(rows, sizes, budget):
 
 # ------------------------------------------------------------------------------- 7. the weighted clipped loss
 
-def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, pos_weight, neg_weight=1.0):
+def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, pos_weight, neg_weight=1.0,
+                f=0.0):
     """The sign-weighted, token-level clipped objective (arXiv 2511.05993), negated:
 
-        J = 1/normalizer * sum_it w_i min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i)
+        J = 1/normalizer * sum_it w_it min(r_it A_it, clip(r_it, 1 - eps_low, 1 + eps_high) A_it)
 
     with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else neg_weight. logp, old_logp and
-    mask are (B, T), advantage is (B,); `normalizer` counts the response tokens of the whole update, of which
-    these rows may be a part. Returns the loss and sums over the tokens of each sign: how many, clipped, their
-    ratio.
+    mask are (b, T), f (see logp_entropy) too, advantage is (b,) or (b, T); `normalizer` counts the response
+    tokens of the whole update, of which these rows may be a part. Returns the loss and, for the tokens of
+    each sign, sums: how many, clipped, their ratio, and dH, the first-order change of the entropy that this
+    update makes for a learning rate of 1: -w r A f / normalizer where the gradient is alive.
     """
-    A = advantage[:, None]                                                          # (B, 1)
-    ratio = (logp - old_logp).exp()                                                 # (B, T)
-    weight = torch.where(A > 0, pos_weight, neg_weight)                             # (B, 1)
-    objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)  # (B, T)
+    A = advantage.view(len(advantage), -1)                                          # (b, 1) or (b, T)
+    ratio = (logp - old_logp).exp()                                                 # (b, T)
+    weight = torch.where(A > 0, pos_weight, neg_weight)
+    objective = weight * torch.min(ratio * A, ratio.clamp(1 - eps_low, 1 + eps_high) * A)  # (b, T)
     loss = -objective[mask].sum() / normalizer
-    stats, pos, neg = {}, mask & (A > 0), mask & (A < 0)
-    for sign, chosen, clipped in (("pos", pos, ratio > 1 + eps_high), ("neg", neg, ratio < 1 - eps_low)):
-        stats |= {f"tokens_{sign}": chosen.sum().item(), f"clip_{sign}": (chosen & clipped).sum().item(),
-                  f"ratio_{sign}": ratio[chosen].sum().item()}
-    return loss, stats
+    sums = {}
+    with torch.no_grad():
+        dH = -weight * ratio * A * f / normalizer
+        for sign, chosen, clipped in (("pos", mask & (A > 0), ratio > 1 + eps_high),
+                                      ("neg", mask & (A < 0), ratio < 1 - eps_low)):
+            sums |= {f"tokens_{sign}": chosen.sum(), f"clip_{sign}": (chosen & clipped).sum(),
+                     f"ratio_{sign}": ratio[chosen].sum(), f"dH_{sign}": dH[chosen & ~clipped].sum()}
+    return loss, dict(zip(sums, torch.stack(list(sums.values())).tolist()))
+
+
+def variants(c, advantage, old_logp, entropy, mask, *coordinates):
+    """What the methods that the paper compares change before the update, token by token. advantage (B, 1),
+    the others (B, T) -> advantages (B, 1) or (B, T), the mask of the tokens that have a gradient, and the
+    mask of those that get a KL penalty. With the knobs at 0, advantage and mask come back."""
+    penalized = torch.zeros_like(mask)
+    if c.entropy_adv:  # arXiv 2506.14758: uncertain tokens count more; half of |A| at most, so no sign turns
+        advantage = advantage + torch.min(c.entropy_adv * entropy, advantage.abs() / 2)
+    if c.pos_drop:
+        draws = uniforms(*mask.shape, *coordinates).to(mask.device)
+        mask = mask & ~((advantage > 0) & (draws < c.pos_drop))
+    if c.cov_share:    # arXiv 2505.22617: the few tokens that move entropy most, by the policy that sampled
+        A = advantage.expand(mask.shape)
+        covariance = (old_logp - old_logp[mask].mean()) * (A - A[mask].mean())
+        highest = mask & (covariance >= covariance[mask].quantile(1 - c.cov_share))
+        mask, penalized = (mask, highest) if c.cov_penalty else (mask & ~highest, penalized)
+    return advantage, mask, penalized
 
 
 def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
@@ -720,6 +790,13 @@ def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
     return c.pos_weight
 
 
+def next_bonus(c, previous=None, entropy=None):
+    """The coefficient of the entropy bonus: it rises while the entropy is under its target (ada_ent_reg)."""
+    if previous is None:
+        return c.entropy_bonus
+    return max(0.0, previous + (c.bonus_delta if entropy < c.target_entropy else -c.bonus_delta))
+
+
 # ---------------------------------------------------------------------------------------------- 8. evaluation
 
 def pass_at_k(n, correct, k):
@@ -728,55 +805,103 @@ def pass_at_k(n, correct, k):
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
+def ngram_diversity(responses):
+    """Different n-grams over all n-grams of some token lists, mean of n = 1 to 4: 1 when none is repeated."""
+    shares = []
+    for n in range(1, 5):
+        grams = [tuple(response[i:i + n]) for response in responses for i in range(len(response) - n + 1)]
+        shares += [len(set(grams)) / len(grams)] if grams else []
+    return sum(shares) / max(1, len(shares))
+
+
+def calibration(confidence, correct, bins=10):
+    """confidence (n,) in [0, 1], correct (n,) 0 or 1 -> the expected calibration error over equal bins, and
+    the over-confidence, mean confidence - accuracy."""
+    surplus = confidence - correct
+    place = (confidence * bins).long().clamp(0, bins - 1)
+    per_bin = torch.zeros(bins).index_add(0, place, surplus)
+    return per_bin.abs().sum().item() / len(surplus), surplus.mean().item()
+
+
 def evaluate(policy, problems, reward, c):
-    """Sample c.eval_samples (K) responses to each held-out problem -> dict: avg (mean reward, avg@K), pass
-    (k = 1, 2, 4, ...), entropy (nats per token), distinct (different correct responses per problem), length
-    (tokens), truncated (share). The random numbers are always the same: a change is the policy's."""
+    """Sample c.eval_samples (K) responses to each held-out problem. The random numbers are always the same: a
+    change is the policy's. -> dict: avg (mean reward, avg@K), pass (k = 1, 2, 4, ...) with a 95 % interval
+    (bootstrap over problems), entropy (nats per token), distinct (different correct responses per problem),
+    diversity (n-grams), ece and overconfidence (a response's confidence is the geometric mean of its tokens'
+    probabilities), length (tokens), truncated (share)."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
-    rewards = rewards_of(rollouts, reward).view(-1, K)                              # (problems, K)
-    right = [[text for text, r in zip(rollouts.texts[i * K:], row) if r > 0.5]
-             for i, row in enumerate(rewards)]                        # the correct responses to each problem
+    rewards = rewards_of(rollouts, reward)                                          # (B,)
+    right = rewards.view(-1, K) > 0.5                                               # (problems, K)
     ks = [2**i for i in range(K.bit_length())]
+    solved = torch.tensor([[pass_at_k(K, n, k) for k in ks] for n in right.sum(-1).tolist()])
+    draws = torch.randint(len(right), (1000, len(right)), generator=torch.Generator().manual_seed(0))
+    interval = solved[draws].mean(1).quantile(torch.tensor([0.025, 0.975]), 0).T    # (ks, 2)
+    confidence = (rollouts.logp.sum(-1) / rollouts.mask.sum(-1)).exp().cpu()        # (B,)
+    ece, overconfidence = calibration(confidence, right.flatten().float())
+    distinct, diversity = [], []
+    for i, verdicts in enumerate(right.tolist()):
+        own = slice(i * K, (i + 1) * K)
+        distinct.append(len({text for text, good in zip(rollouts.texts[own], verdicts) if good}))
+        diversity.append(ngram_diversity(rollouts.responses[own]))
     return {"avg": rewards.mean().item(),
-            "pass": {str(k): sum(pass_at_k(K, len(texts), k) for texts in right) / len(right) for k in ks},
+            "pass": dict(zip(map(str, ks), solved.mean(0).tolist())),
+            "pass_interval": dict(zip(map(str, ks), interval.tolist())),
             "entropy": rollouts.entropy[rollouts.mask].mean().item(),
-            "distinct": sum(len(set(texts)) for texts in right) / len(right),
-            "length": rollouts.mask.sum().item() / rewards.numel(),
-            "truncated": 1 - sum(rollouts.finished) / rewards.numel()}
+            "distinct": statistics.fmean(distinct), "diversity": statistics.fmean(diversity),
+            "ece": ece, "overconfidence": overconfidence,
+            "length": rollouts.mask.sum().item() / len(rewards),
+            "truncated": 1 - sum(rollouts.finished) / len(rewards)}
 
 
-def show_table(before, after, K):
+def held_out_metrics(result):
+    """A result of evaluate() as {label: value}, as tables show it."""
+    ks = list(result["pass"])
+    return {f"avg@{ks[-1]}": result["avg"], **{f"pass@{k}": result["pass"][k] for k in ks},
+            **{name: result[name] for name in ("entropy", "distinct", "diversity", "ece", "overconfidence",
+                                               "length", "truncated")}}
+
+
+def show_table(before, after):
     """Print held-out results before and after training."""
-    print(f"\n{'held-out prompts':28}{'before':>10}{'after':>10}")
-    for name in ("avg", *after["pass"], "entropy", "distinct", "length"):
-        old, new = (e["pass"].get(name, e.get(name)) for e in (before, after))
-        label = {"avg": f"avg@{K}", "entropy": "entropy (nats per token)", "length": "length (tokens)",
-                 "distinct": "distinct correct responses"}.get(name, f"pass@{name}")
-        print(f"{label:28}{old:10.3f}{new:10.3f}")
+    print(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}")
+    for (label, old), new in zip(held_out_metrics(before).items(), held_out_metrics(after).values()):
+        print(f"{label:18}{old:10.3f}{new:10.3f}")
 
 
 # ------------------------------------------------------------------------------------------------ 9. training
 
+def saved_config(c):
+    """The config as config.json has it: no infinity, which JSON lacks, nothing that only steers the start."""
+    values = asdict(replace(c, overwrite=False, resume=None, refresh_demo=False))
+    return {name: "inf" if value == math.inf else value for name, value in values.items()}
+
+
 def open_run(c):
-    """Make or reopen the folder of the run -> (folder, its last checkpoint or None). On a resume, the lines
-    that metrics.jsonl and samples.jsonl have from after the checkpoint are cut off: their steps run again."""
+    """Make or reopen the folder of the run -> (folder, its last checkpoint or None, whether it is finished).
+    A folder that holds this very run is continued. Then the lines that metrics.jsonl and samples.jsonl have
+    from after the checkpoint are cut off: their steps run again."""
     out = Path(c.output_dir)
-    if c.resume:
-        last = max(out.glob("checkpoint-*"), default=None)
-        done = int(last.name.split("-")[1]) if last else 0
-        for file in (out / "metrics.jsonl", out / "samples.jsonl"):
-            lines = file.read_text(encoding="utf8").splitlines(keepends=True) if file.exists() else []
-            kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] < done]
-            file.write_text("".join(kept), encoding="utf8")
-        return out, last
-    if c.overwrite and (out / "config.json").exists():
+    config_file, summary_file = out / "config.json", out / "summary.json"
+    if c.overwrite and config_file.exists():
         shutil.rmtree(out)
-    if out.exists() and any(out.iterdir()):
-        what = "a run" if (out / "config.json").exists() else "other files"
+    if not (out.exists() and any(out.iterdir())):
+        return out, None, False
+    saved = json.loads(config_file.read_text()) if config_file.exists() else None
+    changed = sorted(f"--{n}" for n, value in saved_config(c).items() if saved and value != saved.get(n))
+    if not saved or changed and not c.resume:
+        what = f"a run with another {', '.join(changed)}" if saved else "other files"
         fail(f"--output_dir {out}: already holds {what}; continue a run with --resume {out}, delete it with "
              "--overwrite, or name another folder")
-    return out, None
+    if summary_file.exists() and json.loads(summary_file.read_text()).get("steps") == c.steps:
+        return out, None, True
+    last = max(out.glob("checkpoint-*"), default=None)
+    done = int(last.name.split("-")[1]) if last else 0
+    for file in (out / "metrics.jsonl", out / "samples.jsonl"):
+        lines = file.read_text(encoding="utf8").splitlines(keepends=True) if file.exists() else []
+        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] < done]
+        file.write_text("".join(kept), encoding="utf8")
+    return out, last, False
 
 
 def append_lines(file, records):
@@ -802,7 +927,9 @@ def stop_on_signals():
 def train(c):
     """The whole job: load, evaluate, train, evaluate. All that it leaves is in c.output_dir."""
     began = time.perf_counter()
-    out, last = open_run(c)
+    out, last, finished = open_run(c)
+    if finished:
+        return print(f"{out}: this run is finished; --overwrite runs it again")
     reward = load_reward(c.reward)
     policy = load_policy(c, last)
     model, device = policy.model, policy.model.device
@@ -819,15 +946,13 @@ def train(c):
         fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "
              f"{len(problems)} prompts; raise --steps or lower --num_prompts")
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-    first, pos_weight = 0, next_pos_weight(c, 0)
+    first, pos_weight, bonus = 0, next_pos_weight(c, 0), next_bonus(c)
     if last:
         state = torch.load(last / "trainer.pt", weights_only=True, map_location=device)
-        first, pos_weight = state["step"], state["pos_weight"]
+        first, pos_weight, bonus = state["step"], state["pos_weight"], state["bonus"]
         optimizer.load_state_dict(state["optimizer"])
     out.mkdir(parents=True, exist_ok=True)
-    saved = asdict(replace(c, overwrite=False, resume=None))
-    saved = {name: "inf" if value == math.inf else value for name, value in saved.items()}  # JSON lacks it
-    (out / "config.json").write_text(json.dumps(saved, indent=1) + "\n")
+    (out / "config.json").write_text(json.dumps(saved_config(c), indent=1) + "\n")
     size = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{c.preset}: {size:.2f} M parameters on {device.type}, {len(problems)} prompts to train on, "
           f"{len(held_out)} held out; writing to {out}", flush=True)
@@ -863,18 +988,22 @@ def train(c):
 
         # 3. Compare each response with its group; all its tokens get its advantage.
         groups = rewards.view(-1, c.group_size)                                     # (prompts, G)
-        advantage = advantages(groups, c.advantage).view(-1).to(device)             # (B,)
+        advantage = advantages(groups, c.advantage).view(-1, 1).to(device)          # (B, 1)
 
         # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
         sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
-        old_logp, entropy = torch.zeros_like(rollouts.logp), torch.zeros_like(rollouts.logp)  # (B, T)
 
         def score_rows(rows):
             return score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
-        with torch.no_grad():
-            for rows in micro_batches(range(B), sizes, c.micro_batch_tokens):
-                logp, H = score_rows(rows)
-                old_logp[rows, :logp.shape[1]], entropy[rows, :logp.shape[1]] = logp, H
+
+        @torch.no_grad()
+        def score_all(chosen):
+            grids = torch.zeros(2, *mask.shape, device=device)                      # (2, B, T)
+            for rows in micro_batches(chosen, sizes, c.micro_batch_tokens):
+                logp, H, _ = score_rows(rows)
+                grids[:, rows, :logp.shape[1]] = torch.stack([logp, H])
+            return grids
+        old_logp, entropy = score_all(range(B))
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
             good = max(out.glob("checkpoint-*"), default="the start")
@@ -883,11 +1012,13 @@ def train(c):
         if gap.sum() > 0.1 * tokens:
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")
+        A, alive, penalized = variants(c, advantage, old_logp, entropy, mask, c.seed, "drop", step)
+        A = A.expand(mask.shape)                                                    # (B, T)
         clock.append(now())
 
         # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
         optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
-        stats, ratio_gap = Counter(), 0.0
+        stats, ratio_gap, teaches = Counter(), 0.0, (advantage != 0).flatten().tolist()
         model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
         for update in range(c.reuse * c.updates_per_batch):
             reuse, part = divmod(update, c.updates_per_batch)
@@ -895,14 +1026,18 @@ def train(c):
             chosen = rand.sample(range(len(batch)), len(batch))[part::c.updates_per_batch]
             mini_batch = [i * c.group_size + g for i in chosen for g in range(c.group_size)]
             normalizer, loss_sum = sum(len(responses[i]) for i in mini_batch), 0.0
+            if not bonus:  # responses without an advantage have no gradient: save the pass
+                mini_batch = [i for i in mini_batch if teaches[i]]
             for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens):
-                logp, _ = score_rows(rows)
-                old, live = old_logp[rows, :logp.shape[1]], mask[rows, :logp.shape[1]]
-                loss, sums = policy_loss(logp, old, advantage[rows], live, normalizer, c.eps_low, c.eps_high,
-                                         pos_weight, c.neg_weight)
+                logp, H, f = score_rows(rows)
+                old, live, extra = (x[rows, :logp.shape[1]] for x in (old_logp, alive, penalized))
+                loss, sums = policy_loss(logp, old, A[rows, :logp.shape[1]], live, normalizer, c.eps_low,
+                                         c.eps_high, pos_weight, c.neg_weight, f)
+                penalty = c.cov_penalty * (logp - old)[extra].abs().sum() - bonus * H[live].sum()
+                loss = loss + penalty / normalizer
                 loss.backward()
                 loss_sum += loss.item()
-                stats.update(sums, tokens=int(live.sum()))
+                stats.update(sums)
                 if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
                     off = ((logp - old).exp() - 1).abs()                            # (b, T)
                     ratio_gap = max(ratio_gap, off.max().item())
@@ -914,24 +1049,29 @@ def train(c):
                      f"update are in {out / 'last_good'}; try a lower --lr")
             optimizer.step()
             optimizer.zero_grad()
-            stats.update(loss=loss_sum, grad_norm=norm, updates=1)
+            stats.update(loss=loss_sum, grad_norm=norm, updates=1, tokens=normalizer)
         model.eval()
-        off = stats["off"] / stats["first"]
-        if off > 0.05 or stats["tokens"] != tokens * c.reuse:
-            fail(f"step {step}: before the first update the ratio was off 1 by {off:.2f} on average, and "
-                 f"{stats['tokens']} tokens were used of {c.reuse} x {tokens}: is scoring random (dropout)?")
+        off = stats["off"] / max(1, stats["first"])
+        if off > 0.05:
+            fail(f"step {step}: before the first update the ratio was off 1 by {off:.2f} on average: "
+                 "is scoring random (dropout)?")
         clock.append(now())
 
         # 6. Log, move lambda, save.
-        record = {"step": step, "reward": rewards.mean().item(), "lambda": pos_weight, "lr": lr}
-        for name, sign in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)[:, None]),
-                           ("entropy_neg", mask & (advantage < 0)[:, None])):
+        solved = (groups > 0.5).any(-1).float().mean().item()
+        record = {"step": step, "reward": rewards.mean().item(), "solved": solved, "lambda": pos_weight,
+                  "bonus": bonus, "lr": lr}
+        for name, sign in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)),
+                           ("entropy_neg", mask & (advantage < 0))):
             record[name] = entropy[sign].mean().item() if sign.any() else None
         for sign in ("pos", "neg"):
             count = stats[f"tokens_{sign}"]
             record[f"share_{sign}"] = count / stats["tokens"]
             for name in ("clip", "ratio"):
                 record[f"{name}_{sign}"] = stats[f"{name}_{sign}"] / max(1, count)
+            record[f"dH_{sign}"] = stats[f"dH_{sign}"]  # over all updates of the step
+        some = range(0, B, 4)  # the entropy of the same tokens again: did it move as dH says?
+        record["dH"] = ((score_all(some)[1] - entropy)[some].sum() / mask[some].sum()).item()
         record |= {name: stats[name] / stats["updates"] for name in ("loss", "grad_norm")}
         record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
                    "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(),
@@ -948,8 +1088,9 @@ def train(c):
         bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
         epoch = min(places.stop // len(problems) + 1, epochs)
         pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
+        bonus = next_bonus(c, bonus, record["entropy"])
         if stop or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
-            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight,
+            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, bonus=bonus,
                         optimizer=optimizer.state_dict())
             for old in sorted(out.glob("checkpoint-*"))[:-c.keep]:
                 shutil.rmtree(old)
@@ -960,13 +1101,124 @@ def train(c):
     policy.save(out / "final")
     if held_out:
         summary["after"] = evaluate(policy, held_out, reward, c)
-        show_table(summary["before"], summary["after"], c.eval_samples)
+        show_table(summary["before"], summary["after"])
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
     summary_file.write_text(json.dumps(summary, indent=1) + "\n")
     print(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
 
 
-# --------------------------------------------------------------------------------------------------- 10. main
+# ------------------------------------------------------------------------------------------------- 10. report
+
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # t, 97.5 %, for 1 to 9 degrees of freedom
+
+
+def correlation(xs, ys, ranked=False):
+    """Pearson's correlation, or Spearman's if ranked; None where it is not defined."""
+    if ranked:
+        xs, ys = ([sum((v < x) + (v == x) / 2 for v in values) for x in values] for values in (xs, ys))
+    try:
+        return statistics.correlation(xs, ys)
+    except statistics.StatisticsError:  # fewer than two values, or all the same
+        return None
+
+
+def read_run(folder):
+    """A finished run -> (config, held-out values before, values after, log), else None. The values after have
+    some of the log: the mean dH of each sign; r_dH, the correlation over the steps of the dH that the first
+    order predicts with the measured one; and, where a schedule holds the entropy, its mean distance from the
+    target over the last third of the steps."""
+    try:
+        config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        before, after = (held_out_metrics(summary[when]) for when in ("before", "after"))
+    except (OSError, KeyError, ValueError):
+        return None
+    log, mean = [json.loads(line) for line in lines], statistics.fmean
+    after |= {name: mean(m[name] for m in log) for name in ("dH_pos", "dH_neg") if log}
+    after["r_dH"] = correlation([m["dH_pos"] + m["dH_neg"] for m in log], [m["dH"] for m in log])
+    if log and (config["pos_schedule"] == "entropy" or config["bonus_delta"]):
+        target, last = config["target_entropy"], log[len(log) * 2 // 3:]
+        after["off target"] = mean(abs(m["entropy"] - target) for m in last)
+    return config, before, after, log
+
+
+def cell(values, reference):
+    """{seed: value} twice -> "mean ± standard deviation (change against the reference ± 95 % interval)"."""
+    numbers = [value for value in values.values() if value is not None]
+    if not numbers:
+        return ""
+    text = f"{statistics.fmean(numbers):.3f}"
+    if len(numbers) > 1:
+        text += f" ± {statistics.stdev(numbers):.3f}"
+    changes = [100 * (value / reference[seed] - 1) for seed, value in values.items() if reference.get(seed)]
+    if len(changes) > 1:
+        error = statistics.stdev(changes) / len(changes)**0.5
+        half = STUDENT[min(len(changes) - 2, len(STUDENT) - 1)] * error
+        text += f" ({statistics.fmean(changes):+.0f} ± {half:.0f} %)"
+    elif changes:
+        text += f" ({changes[0]:+.0f} %)"
+    return text
+
+
+def report(patterns):
+    """Print a Markdown table of finished runs, highest final entropy first: mean ± standard deviation over
+    the seeds of a configuration; in brackets the change in percent against grpo, paired by seed, with half of
+    its 95 % interval (Student); at last Spearman's correlation of entropy with each metric over all runs."""
+    folders = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
+    runs = [run for folder in folders if (run := read_run(folder))]
+    if not runs:
+        fail(f"--report {' '.join(patterns)}: no finished run with an evaluation in {len(folders)} folders")
+    seeds, logs = {"before training": {}}, {}  # configuration -> {seed: values}, configuration -> logs
+    for config, before, after, log in runs:
+        seeds.setdefault(name_of(config), {})[config["seed"]] = after
+        seeds["before training"][config["seed"]] = before
+        logs.setdefault(name_of(config), []).append(log)
+    hidden = ("length", "truncated", "pass@1", "pass@2", "pass@4", "pass@16")
+    metrics = [name for name in runs[0][1] if name not in hidden]
+    columns = [*metrics, "off target", "dH_pos", "dH_neg", "r_dH"]
+    table = [["run", "seeds", *columns], ["---"] * (len(columns) + 2)]
+    for name in sorted(seeds, key=lambda n: -statistics.fmean(v["entropy"] for v in seeds[n].values())):
+        same = name.replace(name.split("-")[0], "grpo", 1)  # grpo with the same other flags, else plain grpo
+        reference = [seeds[n] for n in (same, "grpo") if n in seeds and name not in (n, "before training")]
+        row = [name, str(len(seeds[name]))]
+        for column in columns:
+            base = reference[0] if reference and column in metrics else {}
+            row.append(cell(*({seed: v.get(column) for seed, v in rows.items()} for rows in (seeds[name], base))))
+        table.append(row)
+    final = {n: [after[n] for _, _, after, _ in runs] for n in metrics}
+    ranks = {n: correlation(final["entropy"], final[n], ranked=True) for n in metrics}
+    table.append(["Spearman with entropy", str(len(runs)),
+                  *("" if ranks.get(n) is None else f"{ranks[n]:+.2f}" for n in columns)])
+    print("\n".join(f"| {' | '.join(row)} |" for row in table))
+    draw(logs, Path(patterns[0]).parent / "report.png")
+
+
+def draw(logs, file):
+    """A picture of {configuration: logs}, if matplotlib is there: a line per configuration, a band (one
+    standard deviation) over its seeds."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return print("no picture: it needs one more package, pip install matplotlib", file=sys.stderr)
+    panels = {"entropy": "entropy, nats per token", "reward": "reward", "lambda": "lambda",
+              "solved": "pass@G: prompts with a correct response"}
+    figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
+    for ax, (name, title) in zip(axes.flat, panels.items()):
+        for color, (label, runs) in zip(plt.cm.tab20.colors * len(logs), logs.items()):
+            steps = min(map(len, runs))
+            values = torch.tensor([[m[name] for m in log[:steps]] for log in runs])  # (seeds, steps)
+            if name != "lambda":  # one batch is noise: mean of nine steps
+                values = F.avg_pool1d(values[:, None], 9, 1, 4, count_include_pad=False)[:, 0]
+            mean, sd = values.mean(0), values.std(0, correction=min(1, len(runs) - 1))
+            ax.plot(mean, color=color, label=label)
+            ax.fill_between(range(steps), mean - sd, mean + sd, color=color, alpha=0.2, linewidth=0)
+        ax.set(title=title, xlabel="step")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.savefig(file, dpi=100)
+    print(f"picture: {file}", file=sys.stderr)
+
+
+# --------------------------------------------------------------------------------------------------- 11. main
 
 def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here
@@ -974,7 +1226,8 @@ def main(argv=None):
     warnings.simplefilter("ignore", FutureWarning)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        train(parse_config(sys.argv[1:] if argv is None else argv))
+        c = parse_config(sys.argv[1:] if argv is None else argv)
+        report(c.report) if c.report else train(c)
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is untouched")
     finally:

@@ -177,11 +177,59 @@ def test_batches_of_one_sign_are_finite(A):
     assert math.isfinite(loss) and torch.isfinite(gradient).all() and (A != 0 or not gradient.any())
 
 
+def test_dH_is_the_entropy_change_of_a_small_step():
+    """Logits as parameters, one small gradient step: the entropy moves as dH_pos + dH_neg say."""
+    torch.manual_seed(0)
+    logits, targets, eta = (2 * torch.randn(12, 6)).requires_grad_(), torch.randint(0, 6, (12,)), 1e-4
+    head = torch.nn.Linear(6, 6, bias=False)
+    head.weight.data = torch.eye(6)
+    logp, _, f = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
+    old = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T  # some ratios are clipped, on both sides
+    A, mask = torch.tensor([1.0, -1.0, 2.0, -0.5]), torch.ones(4, 3, dtype=torch.bool)
+    loss, sums = rlvr.policy_loss(logp, old, A, mask, 12, 0.1, 0.1, 0.5, 1.0, f)
+    assert sums["clip_pos"] and sums["clip_neg"] and sums["dH_pos"] and sums["dH_neg"]
+    loss.backward()
+    start, step = logits.detach().double(), -eta * logits.grad.double()
+    H = [torch.distributions.Categorical(logits=x).entropy().sum().item() for x in (start, start + step)]
+    assert (H[1] - H[0]) / eta == pytest.approx(sums["dH_pos"] + sums["dH_neg"], rel=1e-2)
+
+
+def variant(tokens, **knobs):
+    """variants() of rows of (log-probability, advantage of the row, entropy) -> advantages, alive, penalized."""
+    c = SimpleNamespace(**dict(entropy_adv=0.0, pos_drop=0.0, cov_share=0.0, cov_penalty=0.0) | knobs)
+    logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
+    mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
+    return rlvr.variants(c, torch.tensor(tokens["A"])[:, None], logp, entropy, mask, "test")
+
+
+def test_methods_that_the_paper_compares():
+    tokens = dict(
+        A=[2.0, -1.0, 0.0],
+        logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
+        entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]],
+        mask=[[True, True], [True, True], [True, False]],
+    )
+    A, alive, penalized = variant(tokens)  # all off
+    assert A.flatten().tolist() == tokens["A"] and alive.tolist() == tokens["mask"] and not penalized.any()
+    A, *_ = variant(tokens, entropy_adv=0.4)  # half of |A| at most, so no sign turns
+    assert torch.allclose(A, torch.tensor([[2.0, 3.0], [-0.8, -0.5], [0.0, 0.0]]))
+    _, alive, _ = variant(tokens, pos_drop=1.0)
+    assert alive.tolist() == [[False, False], [True, True], [True, False]]
+    wide = dict(A=[1.0, -1.0], logp=[[-1.0] * 5000] * 2, entropy=[[0.0] * 5000] * 2)
+    dropped = ~variant(wide, pos_drop=0.1)[1]
+    assert 400 < dropped[0].sum() < 600 and not dropped[1].any()
+    # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
+    covered = torch.tensor([[True, False], [False, True], [False, False]])
+    assert torch.equal(variant(tokens, cov_share=0.4)[1], torch.tensor(tokens["mask"]) & ~covered)
+    _, alive, penalized = variant(tokens, cov_share=0.4, cov_penalty=1.0)
+    assert alive.tolist() == tokens["mask"] and torch.equal(penalized, covered)
+
+
 def policy_gradient(policy, prompts, responses, A, split, pad=0):
     """Gradient of the loss of these rows, in the given micro-batches."""
     policy.model.zero_grad()
     for rows in split:
-        logp, _ = rlvr.score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], 1.0)
+        logp, _, _ = rlvr.score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], 1.0)
         logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
         mask = torch.tensor([[t < len(responses[i]) for t in range(logp.shape[1])] for i in rows])
         old = (logp + 0.1 * mask).detach()
@@ -220,7 +268,8 @@ def test_chunked_head_equals_dense_twin(temperature):
     torch.manual_seed(0)
     hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(0, 50, (23,))
     head = torch.nn.Linear(8, 50)
-    logp, entropy = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)  # 4 tokens a chunk
+    # 4 tokens a chunk:
+    logp, entropy, f = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)
     weights = torch.randn(2, 23)
     (weights[0] @ logp + weights[1] @ entropy).backward()
     fast = [hidden.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone()]
@@ -229,6 +278,10 @@ def test_chunked_head_equals_dense_twin(temperature):
     dense = torch.log_softmax(head(hidden) / temperature, -1)
     twin = dense[torch.arange(23), targets], torch.distributions.Categorical(logits=dense).entropy()
     assert torch.allclose(logp, twin[0], atol=1e-5) and torch.allclose(entropy, twin[1], atol=1e-5)
+    for row, target, value in zip(dense, targets, f.tolist()):  # the equation, token by token
+        p, H = row.exp().tolist(), -(row.exp() * row).sum().item()
+        push = [q * (math.log(q) + H) for q in p]
+        assert value == pytest.approx(push[target] - sum(q * x for q, x in zip(p, push)), abs=1e-6)
     (weights[0] @ twin[0] + weights[1] @ twin[1]).backward()
     for a, b in zip(fast, (hidden.grad, head.weight.grad, head.bias.grad)):
         assert torch.allclose(a, b, atol=1e-5)
@@ -239,7 +292,7 @@ def test_chunked_head_never_holds_all_logits():
     head, sizes = torch.nn.Linear(4, 1000), []
     head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     hidden = torch.randn(64, 4, requires_grad=True)
-    logp, _ = rlvr.logp_entropy(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, max_logits=8000)
+    logp, _, _ = rlvr.logp_entropy(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, max_logits=8000)
     logp.sum().backward()
     assert (
         max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000
@@ -255,7 +308,7 @@ def test_entropy_of_a_uniform_distribution_is_log_v():
 def test_score_equals_one_row_at_a_time(policy):
     """The twin runs each row alone through the whole model, without padding or chunks."""
     prompts, responses = [[5, 6, 7], [0, 9, 10, 11, 0]], [[8, 0], [3, 4, 5, 6]]  # 0 is pad or eos somewhere
-    logp, entropy = rlvr.score(policy, prompts, responses, 0.8)
+    logp, entropy, _ = rlvr.score(policy, prompts, responses, 0.8)
     for i, (p, r) in enumerate(zip(prompts, responses)):
         dense = torch.log_softmax(policy.model(torch.tensor([p + r])).logits[0, len(p) - 1 : -1] / 0.8, -1)
         assert torch.allclose(logp[i, : len(r)], dense[torch.arange(len(r)), torch.tensor(r)], atol=1e-4)
@@ -347,7 +400,7 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     assert whole.responses == parts.responses and whole.mask.sum() == sum(map(len, whole.responses))
     assert rlvr.rollout(policy, problems, 4, c, 1, "test").responses != whole.responses
     with torch.no_grad():
-        logp, entropy = rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)
+        logp, entropy, _ = rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)
     assert torch.allclose(logp, whole.logp * whole.mask, atol=1e-4)
     assert torch.allclose(entropy, whole.entropy * whole.mask, atol=1e-4)
 
@@ -410,13 +463,43 @@ def test_schedules():
     )
 
 
+def test_entropy_bonus_follows_the_entropy():
+    c, bonus, path = SimpleNamespace(entropy_bonus=0.01, bonus_delta=0.02, target_entropy=0.2), None, []
+    for h in (None, 0.1, 0.1, 0.3, 0.3, 0.3):
+        path.append(bonus := rlvr.next_bonus(c, bonus, h))
+    assert path == pytest.approx([0.01, 0.03, 0.05, 0.03, 0.01, 0.0])
+
+
+def test_ngram_diversity():
+    assert rlvr.ngram_diversity([[1, 2, 3, 4], [5, 6, 7, 8]]) == 1.0
+    assert rlvr.ngram_diversity([[1, 2, 3, 4]] * 4) == 0.25
+    assert rlvr.ngram_diversity([[7, 7, 7]]) == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)  # no 4-gram
+    assert rlvr.ngram_diversity([[]]) == 0.0
+
+
+def test_calibration():
+    """The twin goes bin by bin, in numbers that are exact in binary."""
+    rand = random.Random(0)
+    confidence = [rand.randrange(65) / 64 for _ in range(300)]
+    correct = [float(rand.random() < x**2) for x in confidence]
+    error = 0.0
+    for low in range(10):
+        own = [i for i, x in enumerate(confidence) if low <= min(x * 10, 9.5) < low + 1]
+        error += abs(sum(correct[i] for i in own) - sum(confidence[i] for i in own)) / 300
+    ece, over = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct))
+    assert ece == pytest.approx(error, abs=1e-5) and over == pytest.approx(
+        sum(confidence) / 300 - sum(correct) / 300
+    )
+    assert rlvr.calibration(torch.ones(4), torch.ones(4)) == (0.0, 0.0)
+
+
 def test_evaluate_counts(policy, monkeypatch):
     """Against rollouts that are known: 2 problems x 4 responses."""
     texts = ["a", "a", "b", "x", "x", "x", "x", "x"]
     mask = torch.tensor([[True, True], [True, False]] * 4)
     rollouts = rlvr.Rollouts(
         [SimpleNamespace(kind="?", answer="ab")] * 8,
-        [],
+        [[1, 2], [1]] * 4,
         [True] * 7 + [False],
         texts,
         mask * -1.0,
@@ -431,6 +514,9 @@ def test_evaluate_counts(policy, monkeypatch):
         SimpleNamespace(eval_samples=4, seed=0),
     )
     assert result["avg"] == 3 / 8 and result["pass"] == {"1": 3 / 8, "2": 0.5, "4": 0.5}
+    assert result["pass_interval"]["4"] == [0.0, 1.0]  # one problem of two: a resample may have none or both
+    assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)
+    assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
     assert (
         result["distinct"] == 1.0
         and result["entropy"] == 0.5
@@ -635,13 +721,13 @@ def test_presets_and_precedence():
     assert (
         rlvr.parse_config(["--preset", "adv_nonpos", "--pos_weight", "0.5"]).pos_weight == 0.5
     )  # explicit wins
-    assert rlvr.parse_config(["--preset", "pos_adv_epoch"]).num_prompts == 640  # wins over the demo's
+    assert rlvr.parse_config(["--preset", "clip_higher"]).eps_high > rlvr.parse_config([]).eps_high
     real = rlvr.parse_config(["--model", "Qwen/Qwen2.5-0.5B-Instruct"])
     assert (real.eps_low, real.lr, real.target_entropy, real.output_dir) == (
         0.2,
         1e-6,
         0.2,
-        "runs/pos_adv_entropy-Qwen2.5-0.5B-Instruct-seed0",
+        "runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0",
     )
     for name in rlvr.PRESETS:
         rlvr.parse_config(["--preset", name])
@@ -663,12 +749,13 @@ def message_of(*argv):
         (["--preset", "ppo"], ["ppo", "pos_adv_entropy"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--group_size", "1"], ["--group_size 1"]),
-        (["--updates_per_batch", "7"], ["--updates_per_batch 7", "--prompts_per_step 64"]),
+        (["--updates_per_batch", "7"], ["--updates_per_batch 7", "--prompts_per_step 32"]),
         (["--temperature", "0"], ["--temperature"]),
         (["--temperature", "nan"], ["--temperature"]),
         (["--eps_low", "-1"], ["--eps_low"]),
         (["--lr", "-1"], ["--lr"]),
-        (["--num_prompts", "3"], ["--num_prompts 3"]),
+        (["--num_prompts", "0"], ["--num_prompts 0"]),
+        (["--report", "nowhere/*"], ["nowhere/*", "no finished run"]),
         (["--resume", "nowhere"], ["nowhere"]),
         (["--pos_schedule", "cosine"], ["cosine", "stage"]),
         (["--pos_schedule", "stage", "--pos_weight", "1"], ["--pos_weight"]),
@@ -1355,9 +1442,107 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     for file in ("metrics.jsonl", "samples.jsonl"):
         assert read_lines(tmp_path / "run" / file) == read_lines(run.out / file)
     assert torch.equal(weights(tmp_path / "run" / "final"), weights(run.out / "final"))
-    assert message_of(*flags).startswith(f"rlvr.py: --output_dir {tmp_path / 'run'}: already holds a run")
+    assert "another --lr" in message_of(*flags, "--lr 0.5")
     rlvr.main(command(*flags, "--overwrite --seed 1"))
     assert read_lines(tmp_path / "run" / "metrics.jsonl") != read_lines(run.out / "metrics.jsonl")
+
+
+def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
+    """So that a shell loop over many runs goes on after an interruption."""
+    flags = ["--output_dir", tmp_path / "run", *short]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rlvr, "evaluate", killed)  # before the first step
+    assert "interrupted" in message_of(*flags)
+    monkeypatch.undo()
+    rlvr.main(command(*flags))
+    assert read_lines(tmp_path / "run" / "metrics.jsonl") == read_lines(run.out / "metrics.jsonl")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    rlvr.main(command(*flags))
+    assert "this run is finished" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+
+
+def test_few_prompts_come_back_within_a_step(folders, tmp_path):
+    """16 prompts at 64 a step, as the comparison of data sizes needs: all held-out prompts are still there."""
+    policy = rlvr.load_policy(config(folders / "demo"))
+    train, held_out = rlvr.load_problems(rlvr.parse_config(["--num_prompts", "16"]), policy)
+    assert len(train) == 16 and len(held_out) == 256
+    (tmp_path / "odd.py").write_text("def odd(response, answer):\n    return len(response) % 2\n")
+    flags = "--num_prompts 3 --prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32"
+    where = f"--model {folders / 'demo'} --reward {tmp_path / 'odd.py'}:odd --output_dir {tmp_path / 'run'}"
+    rlvr.main(command(where, flags))
+    samples = read_lines(tmp_path / "run" / "samples.jsonl")
+    assert len({s["prompt"] for s in samples}) == 3 and len({s["response"] for s in samples}) > 20
+
+
+def fake_run(folder, flags, values, steps=9, **more):
+    """The files of a finished run with these held-out values after training."""
+    c = rlvr.parse_config(command(*flags))
+    names = ("avg", "entropy", "distinct", "diversity", "ece", "overconfidence", "length", "truncated")
+    before = dict.fromkeys(names, 0.5) | {"pass": {str(2**i): 0.5 for i in range(6)}}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(rlvr.saved_config(c)))
+    (folder / "summary.json").write_text(json.dumps({"before": before, "after": before | values} | more))
+    log = [
+        {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6)}
+        | {"dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i}
+        for i in range(steps)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+
+def test_report(tmp_path, capsys):
+    for seed, grpo, ours in ((0, 0.40, 0.44), (1, 0.50, 0.60)):
+        for preset, avg, H in (
+            ("grpo", grpo, 0.1 + 0.01 * seed),
+            ("pos_adv_entropy", ours, 0.2 + 0.01 * seed),
+        ):
+            flags = f"--preset {preset} --seed {seed}"
+            fake_run(tmp_path / f"{preset}{seed}", [flags], {"avg": avg, "entropy": H, "ece": -H})
+    fake_run(
+        tmp_path / "few", ["--preset grpo --num_prompts 16"], {"avg": 0.3, "entropy": 0.05, "ece": -0.05}
+    )
+    (tmp_path / "few" / "note.txt").write_text("runs may hold other files")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_text("{}")
+    rlvr.main(["--report", str(tmp_path / "*")])
+    lines = capsys.readouterr().out.strip().splitlines()
+    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)}
+    column = rows["run"].index
+    assert list(rows)[2:] == [
+        "before training",
+        "pos_adv_entropy",
+        "grpo",
+        "grpo-num_prompts=16",
+        "Spearman with entropy",
+    ]
+    assert [rows[name][0] for name in list(rows)[2:]] == ["2", "2", "2", "1", "5"]
+    assert rows["grpo"][column("avg@32")] == "0.450 ± 0.071"
+    # By seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71.
+    assert rows["pos_adv_entropy"][column("avg@32")] == "0.520 ± 0.113 (+15 ± 64 %)"
+    assert rows["grpo-num_prompts=16"][column("avg@32")] == "0.300 (-25 %)"
+    assert (
+        rows["Spearman with entropy"][column("avg@32")] == "+0.90"
+    )  # 1 - 6 (1 + 1) / (5 x 24)
+    assert rows["Spearman with entropy"][column("ece")] == "-1.00"
+    assert (
+        rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000"
+        and not rows["grpo"][column("off target")]
+    )
+    assert (
+        rows["grpo"][column("dH_pos")].startswith("-0.400")
+        and rows["grpo"][column("r_dH")] == "1.000 ± 0.000"
+    )
+
+
+def test_report_draws_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    fake_run(tmp_path / "a", ["--preset grpo"], {})
+    rlvr.main(["--report", str(tmp_path / "a")])
+    assert (tmp_path / "report.png").stat().st_size > 10000
 
 
 def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatch):
@@ -1437,5 +1622,5 @@ def test_cuda_sampler_and_trainer_agree_in_bf16(folders):
     uniforms = torch.rand(12, 16)
     tokens, lengths, _, logp, _ = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-    scored, _ = rlvr.score(policy, [PROMPTS[i // 4] for i in range(12)], responses, 1.0)
+    scored, _, _ = rlvr.score(policy, [PROMPTS[i // 4] for i in range(12)], responses, 1.0)
     assert scored.dtype == torch.float32 and (scored - logp[:, : scored.shape[1]]).abs().mean() < 0.05
