@@ -43,6 +43,7 @@ if __name__ == "__main__":  # the next lines take seconds: say so first
     print("rlvr: loading PyTorch and transformers ...", file=sys.stderr, flush=True)
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -57,6 +58,32 @@ def fail(message, error=None):
     """Stop with one line that says what is wrong and what to do (exit status 1)."""
     reason = f": {(str(error).strip() or type(error).__name__).splitlines()[0]}" if error else ""
     raise SystemExit(f"rlvr.py: {message}{reason}")
+
+
+# Started by torchrun, every process runs this whole program on the same batch and shares the work: sampling,
+# verifying, scoring and gradients are split, and what comes out is gathered or summed. So each has the same
+# rewards, statistics, lambda and weights, and any of them, the first, writes. One process: nothing to share.
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(value):
+    """-> the values that the processes have here, in the order of their ranks."""
+    values = [value] * WORLD
+    if WORLD > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def all_sum(tensor):
+    """Sum a tensor over the processes, in place."""
+    if WORLD > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def say(text):
+    if RANK == 0:
+        print(text, flush=True)
 
 
 def seed_of(*coordinates):
@@ -364,7 +391,7 @@ def dataset_problems(c):
             seen.add(key)
             yield question, answer, "code" if isinstance(answer, dict) else "math"
     if bad:
-        print(f"skipped {len(bad)} rows without a question or an answer, for example row {min(bad)}")
+        say(f"skipped {len(bad)} rows without a question or an answer, for example row {min(bad)}")
 
 
 def render(question, answer, kind, tokenizer):
@@ -402,9 +429,9 @@ def load_problems(c, policy):
         if len(problems) == want:
             break
     if dropped:
-        print(f"dropped {dropped} prompts longer than --max_prompt_tokens {c.max_prompt_tokens}")
+        say(f"dropped {dropped} prompts longer than --max_prompt_tokens {c.max_prompt_tokens}")
     if is_demo(policy.model) and not builtin:
-        print(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
+        say(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
     beyond = len(problems) - (c.num_prompts or len(problems))
     held_out = min(c.eval_prompts, max(beyond, len(problems) // 5))
     if len(problems) == held_out:
@@ -427,6 +454,8 @@ class Policy:
 
     def save(self, folder, **state):
         """Write a Hugging Face folder, with `state` in trainer.pt: whole or, if interrupted, not at all."""
+        if RANK > 0:
+            return
         folder = Path(folder)
         new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         new.mkdir(parents=True, exist_ok=True)
@@ -511,8 +540,9 @@ def demo_folder(refresh=False):
     """The demo model's folder in the user's cache, named after the recipe; pretrained on first use."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlvr"
     folder = cache / f"demo-{seed_of(DEMO_RECIPE) % 16**8:08x}"
-    if refresh or not folder.exists():
+    if RANK == 0 and (refresh or not folder.exists()):
         pretrain_demo(folder)
+    gather(None)  # the others wait
     return folder
 
 
@@ -623,13 +653,17 @@ def sample(policy, prompts, uniforms, temperature):
 def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
     (such as seed, "train", step) and the place in `problems` seed the random numbers."""
-    parts, width = [], max(1, c.sample_rows // group_size)
-    starts = range(0, len(problems), width)
-    for start in tqdm(starts, desc="sampling", leave=False, disable=len(starts) < 2):
+    device, width = policy.model.device, max(1, min(c.sample_rows // group_size, -(-len(problems) // WORLD)))
+    starts, parts = range(0, len(problems), width), {}
+    quiet = RANK > 0 or len(starts) < 2 * WORLD
+    for start in tqdm(starts[RANK::WORLD], desc="sampling", leave=False, disable=quiet):
         places = range(start, min(start + width, len(problems)))
         numbers = [uniforms(group_size, c.max_new_tokens, *coordinates, i) for i in places]
-        parts.append(sample(policy, [problems[i].ids for i in places], torch.cat(numbers), c.temperature))
-    tokens, lengths, finished, logp, entropy = map(torch.cat, zip(*parts))
+        part = sample(policy, [problems[i].ids for i in places], torch.cat(numbers), c.temperature)
+        parts[start] = [x.cpu() for x in part]
+    every = {start: part for parts in gather(parts) for start, part in parts.items()}
+    grids = map(torch.cat, zip(*(every[start] for start in starts)))
+    tokens, lengths, finished, logp, entropy = (x.to(device) for x in grids)
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
     mask = torch.arange(T, device=lengths.device) < lengths[:, None]                # (B, T)
@@ -660,12 +694,12 @@ def load_reward(name):
 def rewards_of(rollouts, reward=None):
     """Verify every response -> rewards (B,), on the CPU. One that was cut off has given no answer: 0."""
     rewards = torch.zeros(len(rollouts.texts))
-    done = [i for i, finished in enumerate(rollouts.finished) if finished]
+    done = [i for i, finished in enumerate(rollouts.finished) if finished][RANK::WORLD]
     if done:
         problems, texts = [rollouts.problems[i] for i in done], [rollouts.texts[i] for i in done]
         reward = reward or verify.REWARDS[problems[0].kind]
         rewards[done] = torch.tensor(verify.verify_batch(reward, texts, [p.answer for p in problems]))
-    return rewards
+    return all_sum(rewards)
 
 
 def advantages(rewards, kind="std"):
@@ -864,9 +898,10 @@ def held_out_metrics(result):
 
 def show_table(before, after):
     """Print held-out results before and after training."""
-    print(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}")
-    for (label, old), new in zip(held_out_metrics(before).items(), held_out_metrics(after).values()):
-        print(f"{label:18}{old:10.3f}{new:10.3f}")
+    print(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}   95 % interval over prompts")
+    for (name, old), new in zip(held_out_metrics(before).items(), held_out_metrics(after).values()):
+        low, high = after["pass_interval"].get(name.removeprefix("pass@"), (None, None))
+        print(f"{name:18}{old:10.3f}{new:10.3f}" + (f"   {low:.3f} to {high:.3f}" if low is not None else ""))
 
 
 # ------------------------------------------------------------------------------------------------ 9. training
@@ -906,8 +941,17 @@ def open_run(c):
 
 def append_lines(file, records):
     """Append JSON lines; the file is closed, and so flushed, at once."""
+    if RANK > 0:
+        return
     with open(file, "a", encoding="utf8") as lines:
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write_json(file, value):
+    """Write a JSON file, and the folder that it is in."""
+    if RANK == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def stop_on_signals():
@@ -924,12 +968,32 @@ def stop_on_signals():
     return seen
 
 
+def speed_of(log_file, reuse):
+    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per stage,
+    and the peak memory of this process in GiB: of the GPU, or of all where there is none (not on Windows)."""
+    log = [json.loads(line) for line in log_file.read_text(encoding="utf8").splitlines()]
+    speed = {}
+    for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
+        seconds = [m[f"seconds_{stage}"] for m in log[1:] or log] or [0.0]
+        speed[f"seconds_{stage}"] = statistics.median(seconds)
+        if passes and log:
+            rates = [m["tokens"] * passes / s for m, s in zip(log[1:] or log, seconds)]
+            speed[f"tokens_per_second_{stage}"] = statistics.median(rates)
+    if torch.cuda.is_available():
+        speed["peak_memory"] = torch.cuda.max_memory_allocated() / 2**30
+    elif sys.platform != "win32":
+        import resource
+        unit = 1 if sys.platform == "darwin" else 1024
+        speed["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return speed
+
+
 def train(c):
     """The whole job: load, evaluate, train, evaluate. All that it leaves is in c.output_dir."""
     began = time.perf_counter()
-    out, last, finished = open_run(c)
+    out, last, finished = gather(open_run(c) if RANK == 0 else None)[0]
     if finished:
-        return print(f"{out}: this run is finished; --overwrite runs it again")
+        return say(f"{out}: this run is finished; --overwrite runs it again")
     reward = load_reward(c.reward)
     policy = load_policy(c, last)
     model, device = policy.model, policy.model.device
@@ -951,16 +1015,15 @@ def train(c):
         state = torch.load(last / "trainer.pt", weights_only=True, map_location=device)
         first, pos_weight, bonus = state["step"], state["pos_weight"], state["bonus"]
         optimizer.load_state_dict(state["optimizer"])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(saved_config(c), indent=1) + "\n")
+    write_json(out / "config.json", saved_config(c))
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{c.preset}: {size:.2f} M parameters on {device.type}, {len(problems)} prompts to train on, "
-          f"{len(held_out)} held out; writing to {out}", flush=True)
+    say(f"{c.preset}: {size:.2f} M parameters on {WORLD} x {device.type}, {len(problems)} prompts to train "
+        f"on, {len(held_out)} held out; writing to {out}")
     summary_file = out / "summary.json"
     summary = json.loads(summary_file.read_text()) if last and summary_file.exists() else {}
     if held_out and "before" not in summary:
         summary["before"] = evaluate(policy, held_out, reward, c)
-        summary_file.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(summary_file, summary)
 
     def now():
         if device.type == "cuda":
@@ -968,7 +1031,7 @@ def train(c):
         return time.perf_counter()
 
     stop = stop_on_signals()
-    bar = tqdm(range(first, c.steps), initial=first, total=c.steps, unit="step", desc=c.preset)
+    bar = tqdm(range(first, c.steps), c.preset, c.steps, initial=first, unit="step", disable=RANK > 0)
     for step in bar:
         # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
         clock = [now()]
@@ -999,10 +1062,10 @@ def train(c):
         @torch.no_grad()
         def score_all(chosen):
             grids = torch.zeros(2, *mask.shape, device=device)                      # (2, B, T)
-            for rows in micro_batches(chosen, sizes, c.micro_batch_tokens):
+            for rows in micro_batches(chosen, sizes, c.micro_batch_tokens)[RANK::WORLD]:
                 logp, H, _ = score_rows(rows)
                 grids[:, rows, :logp.shape[1]] = torch.stack([logp, H])
-            return grids
+            return all_sum(grids)
         old_logp, entropy = score_all(range(B))
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
@@ -1018,17 +1081,17 @@ def train(c):
 
         # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
         optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
-        stats, ratio_gap, teaches = Counter(), 0.0, (advantage != 0).flatten().tolist()
+        stats, norms, ratio_gap, teaches = Counter(), [], 0.0, (advantage != 0).flatten().tolist()
         model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
         for update in range(c.reuse * c.updates_per_batch):
             reuse, part = divmod(update, c.updates_per_batch)
             rand = random.Random(seed_of(c.seed, "mini-batches", step, reuse))
             chosen = rand.sample(range(len(batch)), len(batch))[part::c.updates_per_batch]
             mini_batch = [i * c.group_size + g for i in chosen for g in range(c.group_size)]
-            normalizer, loss_sum = sum(len(responses[i]) for i in mini_batch), 0.0
+            normalizer = sum(len(responses[i]) for i in mini_batch)
             if not bonus:  # responses without an advantage have no gradient: save the pass
                 mini_batch = [i for i in mini_batch if teaches[i]]
-            for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens):
+            for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens)[RANK::WORLD]:
                 logp, H, f = score_rows(rows)
                 old, live, extra = (x[rows, :logp.shape[1]] for x in (old_logp, alive, penalized))
                 loss, sums = policy_loss(logp, old, A[rows, :logp.shape[1]], live, normalizer, c.eps_low,
@@ -1036,25 +1099,30 @@ def train(c):
                 penalty = c.cov_penalty * (logp - old)[extra].abs().sum() - bonus * H[live].sum()
                 loss = loss + penalty / normalizer
                 loss.backward()
-                loss_sum += loss.item()
-                stats.update(sums)
+                stats.update(sums, loss=loss.item())
                 if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
                     off = ((logp - old).exp() - 1).abs()                            # (b, T)
                     ratio_gap = max(ratio_gap, off.max().item())
                     stats.update(off=off.sum().item(), first=int(live.sum()))
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item()
-            if not math.isfinite(norm + loss_sum):
+            for p in model.parameters() if WORLD > 1 else ():
+                p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item())
+            if not math.isfinite(norms[-1]):  # as it is when the loss is not finite
                 policy.save(out / "last_good")
                 fail(f"step {step}: the loss or its gradient is not finite; the weights from before this "
                      f"update are in {out / 'last_good'}; try a lower --lr")
             optimizer.step()
             optimizer.zero_grad()
-            stats.update(loss=loss_sum, grad_norm=norm, updates=1, tokens=normalizer)
         model.eval()
+        everywhere, ratio_gap, stats = gather(stats), max(gather(ratio_gap)), Counter()
+        for sums in everywhere:
+            stats.update(sums)
         off = stats["off"] / max(1, stats["first"])
         if off > 0.05:
             fail(f"step {step}: before the first update the ratio was off 1 by {off:.2f} on average: "
                  "is scoring random (dropout)?")
+        some = range(0, B, 4)  # the entropy of the same tokens again: did it move as dH says?
+        dH = ((score_all(some)[1] - entropy)[some].sum() / mask[some].sum()).item()
         clock.append(now())
 
         # 6. Log, move lambda, save.
@@ -1066,13 +1134,11 @@ def train(c):
             record[name] = entropy[sign].mean().item() if sign.any() else None
         for sign in ("pos", "neg"):
             count = stats[f"tokens_{sign}"]
-            record[f"share_{sign}"] = count / stats["tokens"]
+            record[f"share_{sign}"] = count / (tokens * c.reuse)
             for name in ("clip", "ratio"):
                 record[f"{name}_{sign}"] = stats[f"{name}_{sign}"] / max(1, count)
             record[f"dH_{sign}"] = stats[f"dH_{sign}"]  # over all updates of the step
-        some = range(0, B, 4)  # the entropy of the same tokens again: did it move as dH says?
-        record["dH"] = ((score_all(some)[1] - entropy)[some].sum() / mask[some].sum()).item()
-        record |= {name: stats[name] / stats["updates"] for name in ("loss", "grad_norm")}
+        record |= {"dH": dH, "loss": stats["loss"] / len(norms), "grad_norm": statistics.fmean(norms)}
         record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
                    "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(),
                    "ratio_gap": ratio_gap, "tokens": tokens}
@@ -1089,22 +1155,27 @@ def train(c):
         epoch = min(places.stop // len(problems) + 1, epochs)
         pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
         bonus = next_bonus(c, bonus, record["entropy"])
-        if stop or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
+        stopping = any(gather(bool(stop)))
+        if stopping or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
             policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, bonus=bonus,
                         optimizer=optimizer.state_dict())
-            for old in sorted(out.glob("checkpoint-*"))[:-c.keep]:
+            for old in sorted(out.glob("checkpoint-*"))[:-c.keep] if RANK == 0 else ():
                 shutil.rmtree(old)
-        if stop:
+        if stopping:
             fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
 
     stop.append("the loop is over")
     policy.save(out / "final")
     if held_out:
         summary["after"] = evaluate(policy, held_out, reward, c)
-        show_table(summary["before"], summary["after"])
+        if RANK == 0:
+            show_table(summary["before"], summary["after"])
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
-    summary_file.write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
+    gather(None)  # the log is whole
+    summary["speed"] = speed_of(out / "metrics.jsonl", c.reuse)
+    write_json(summary_file, summary)
+    say(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
+    say(json.dumps(summary["speed"]))
 
 
 # ------------------------------------------------------------------------------------------------- 10. report
@@ -1128,8 +1199,8 @@ def read_run(folder):
     order predicts with the measured one; and, where a schedule holds the entropy, its mean distance from the
     target over the last third of the steps."""
     try:
-        config, summary = (json.loads((folder / name).read_text()) for name in ("config.json", "summary.json"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        config, summary = (json.loads(Path(folder, f"{n}.json").read_text()) for n in ("config", "summary"))
+        lines = Path(folder, "metrics.jsonl").read_text(encoding="utf8").splitlines()
         before, after = (held_out_metrics(summary[when]) for when in ("before", "after"))
     except (OSError, KeyError, ValueError):
         return None
@@ -1164,7 +1235,7 @@ def report(patterns):
     """Print a Markdown table of finished runs, highest final entropy first: mean ± standard deviation over
     the seeds of a configuration; in brackets the change in percent against grpo, paired by seed, with half of
     its 95 % interval (Student); at last Spearman's correlation of entropy with each metric over all runs."""
-    folders = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern))]
+    folders = [name for pattern in patterns for name in sorted(glob.glob(pattern))]
     runs = [run for folder in folders if (run := read_run(folder))]
     if not runs:
         fail(f"--report {' '.join(patterns)}: no finished run with an evaluation in {len(folders)} folders")
@@ -1182,8 +1253,9 @@ def report(patterns):
         reference = [seeds[n] for n in (same, "grpo") if n in seeds and name not in (n, "before training")]
         row = [name, str(len(seeds[name]))]
         for column in columns:
-            base = reference[0] if reference and column in metrics else {}
-            row.append(cell(*({seed: v.get(column) for seed, v in rows.items()} for rows in (seeds[name], base))))
+            compared = reference[0] if reference and column in metrics else {}
+            row.append(cell({seed: values.get(column) for seed, values in seeds[name].items()},
+                            {seed: values.get(column) for seed, values in compared.items()}))
         table.append(row)
     final = {n: [after[n] for _, _, after, _ in runs] for n in metrics}
     ranks = {n: correlation(final["entropy"], final[n], ranked=True) for n in metrics}
@@ -1225,12 +1297,18 @@ def main(argv=None):
     transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if WORLD > 1:
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         c = parse_config(sys.argv[1:] if argv is None else argv)
         report(c.report) if c.report else train(c)
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is untouched")
     finally:
+        if WORLD > 1:
+            torch.distributed.destroy_process_group()
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

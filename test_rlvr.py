@@ -1400,7 +1400,7 @@ def run(short, tmp_path_factory):
     argv = [sys.executable, HERE / "rlvr.py", "--output_dir", out, *short]
     done = subprocess.run(command(*argv), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return SimpleNamespace(out=out, screen=done.stdout + done.stderr)
+    return SimpleNamespace(out=out, stdout=done.stdout, screen=done.stdout + done.stderr)
 
 
 def test_command_line_run_leaves_files_that_others_open(run, folders):
@@ -1408,7 +1408,7 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     assert [m["step"] for m in metrics] == [0, 1, 2, 3] and all(set(METRICS) <= set(m) for m in metrics)
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
     assert [m["lambda"] for m in metrics] == pytest.approx(
-        [0, 0.05, 0.1, 0.15]
+        [0, 0.1, 0.2, 0.3]
     )  # entropy stays over the target here
     assert {s["step"] for s in samples} == {0, 1, 2, 3}
     assert {"prompt", "response", "reward", "advantage", "finish_reason", "entropy"} <= set(samples[0])
@@ -1419,6 +1419,9 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     ) == {"1", "2", "4"}
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
     assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
+    speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
+    assert speed == summary["speed"] and all(value > 0 for value in speed.values())
+    assert {"tokens_per_second_sample", "seconds_update", "peak_memory"} <= set(speed)
     assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
 
 
@@ -1445,6 +1448,26 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     assert "another --lr" in message_of(*flags, "--lr 0.5")
     rlvr.main(command(*flags, "--overwrite --seed 1"))
     assert read_lines(tmp_path / "run" / "metrics.jsonl") != read_lines(run.out / "metrics.jsonl")
+
+
+def test_two_processes_make_the_same_run(run, short, tmp_path):
+    """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    argv = command(*launcher, HERE / "rlvr.py", "--output_dir", tmp_path / "run", *short)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out prompts") == 1  # one process speaks
+    one, two = (read_lines(folder / "metrics.jsonl") for folder in (run.out, tmp_path / "run"))
+    for a, b in zip(one, two, strict=True):
+        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
+    ids = [
+        [(s["response"], s["reward"]) for s in read_lines(f / "samples.jsonl")]
+        for f in (run.out, tmp_path / "run")
+    ]
+    assert ids[0] == ids[1]
+    assert torch.allclose(weights(run.out / "final"), weights(tmp_path / "run" / "final"), atol=1e-5)
 
 
 def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
@@ -1524,9 +1547,7 @@ def test_report(tmp_path, capsys):
     # By seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71.
     assert rows["pos_adv_entropy"][column("avg@32")] == "0.520 ± 0.113 (+15 ± 64 %)"
     assert rows["grpo-num_prompts=16"][column("avg@32")] == "0.300 (-25 %)"
-    assert (
-        rows["Spearman with entropy"][column("avg@32")] == "+0.90"
-    )  # 1 - 6 (1 + 1) / (5 x 24)
+    assert rows["Spearman with entropy"][column("avg@32")] == "+0.90"  # 1 - 6 (1 + 1) / (5 x 24)
     assert rows["Spearman with entropy"][column("ece")] == "-1.00"
     assert (
         rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000"
