@@ -27,15 +27,18 @@ import importlib.util
 import json
 import math
 import os
+import platform
 import random
+import re
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -45,7 +48,9 @@ if __name__ == "__main__":  # the next lines take seconds: say so first
 import torch
 import torch.distributed
 import torch.nn.functional as F
+import transformers
 from torch.utils.checkpoint import checkpoint
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -84,6 +89,12 @@ def all_sum(tensor):
 def say(text):
     if RANK == 0:
         print(text, flush=True)
+
+
+def warn(text):
+    """Say something once in a run, however often it is true."""
+    if RANK == 0:
+        warnings.warn(text, stacklevel=2)
 
 
 def seed_of(*coordinates):
@@ -179,8 +190,14 @@ class Config:
     save_every: int = knob(50, "steps between checkpoints", "> 0")
     keep: int = knob(1, "checkpoints to keep", "> 0")
     log_samples: int = knob(8, "rollouts per step to write to samples.jsonl", ">= 0")
+    trust_remote_code: bool = knob(False, "run Python code that comes with the model")
     refresh_demo: bool = knob(False, "pretrain the demo model again")
+    show: str | None = knob(None, "train nothing: print rollouts of the run in this folder")
+    step: int | None = knob(None, "the step to show (the last)", ">= 0")
     report: list[str] | None = knob(None, "train nothing: compare the finished runs in these folders")
+
+
+STARTING = ("overwrite", "resume", "refresh_demo", "show", "step", "report")  # what a run does not depend on
 
 
 class Parser(HfArgumentParser):
@@ -230,8 +247,7 @@ def name_of(config):
     the folder of the run and its row in a report."""
     usual = defaults(config["preset"], config["model"])
     changed = [f"{name}={Path(str(value)).name}" for name, value in config.items() if name in usual and
-               str(value) != str(usual[name]) and name not in ("preset", "output_dir", "overwrite", "resume",
-                                                               "seed", "refresh_demo", "report")]
+               str(value) != str(usual[name]) and name not in ("preset", "output_dir", "seed", *STARTING)]
     return "-".join([config["preset"], *changed])[:200]
 
 
@@ -370,6 +386,14 @@ def read_answer(value):
     return text.strip() or None
 
 
+def is_question(value):
+    """Text, or chat messages."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(m, dict) and isinstance(m.get("role"), str) and
+                                   isinstance(m.get("content"), str) for m in value)
+    return isinstance(value, str) and bool(value.strip())
+
+
 def dataset_problems(c):
     """Yield the problems of a data set as (question, answer, kind); a question is text or chat messages.
     Repeated questions are left out: train and held-out prompts are disjoint. Unusable rows are counted."""
@@ -385,7 +409,7 @@ def dataset_problems(c):
         if isinstance(answer, dict):  # MBPP's tests may need imports first
             setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
             answer["tests"] = [setup] * bool(setup) + answer["tests"]
-        if not question or answer is None:
+        if not is_question(question) or answer is None:
             bad.append(number)
         elif (key := json.dumps(question)) not in seen:
             seen.add(key)
@@ -464,8 +488,13 @@ class Policy:
             self.tokenizer.save_pretrained(new)
             if state:
                 torch.save(state, new / "trainer.pt")
+            for file in new.iterdir():  # on the disk before the name is: no power cut leaves an empty one
+                with open(file, "rb+") as written:
+                    os.fsync(written.fileno())
             shutil.rmtree(folder, ignore_errors=True)
             new.rename(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each writer has its own for a full disk
+            fail(f"{folder} cannot be written; the checkpoint before it is untouched", error)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -550,10 +579,12 @@ def load_policy(c, checkpoint_folder=None):
     """-> Policy. The weights are fp32, the master copy; on a GPU forward passes run in bf16 autocast."""
     source = checkpoint_folder or (demo_folder(c.refresh_demo) if c.model == "demo" else c.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        trust = dict(trust_remote_code=c.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **trust)
     except (OSError, ValueError, KeyError) as error:
-        fail(f"--model {source}: neither a model folder nor one that Hugging Face serves now", error)
+        fail(f"--model {source}: neither a model folder nor one that Hugging Face serves now, or it needs "
+             "--trust_remote_code", error)
     generation_eos = model.generation_config.eos_token_id if model.generation_config else None
     generation_eos = generation_eos if isinstance(generation_eos, list) else [generation_eos]
     stop_ids = sorted({tokenizer.eos_token_id, *generation_eos} - {None})
@@ -582,7 +613,7 @@ class Rollouts:
     problems: list         # B problems: each one G times in a row
     responses: list        # B lists of token ids, stop token included: without it no policy learns to stop
     finished: list         # B bools: ended with a stop token, or cut off by the length limit
-    texts: list            # B decoded responses
+    texts: list            # B decoded responses; None for one that cannot be decoded
     logp: torch.Tensor     # (B, T) log-probability of each token when it was drawn; 0 outside the mask
     entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
     mask: torch.Tensor     # (B, T)
@@ -650,6 +681,14 @@ def sample(policy, prompts, uniforms, temperature):
     return tokens, lengths, finished, logp, entropy
 
 
+def decode(tokenizer, response, special=False):
+    """Token ids -> text, or None where the tokenizer cannot, as some cannot with half a character."""
+    try:
+        return tokenizer.decode(response, skip_special_tokens=not special)
+    except (ValueError, TypeError, KeyError, IndexError):  # UnicodeDecodeError is a ValueError
+        return None
+
+
 def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
     (such as seed, "train", step) and the place in `problems` seed the random numbers."""
@@ -667,7 +706,7 @@ def rollout(policy, problems, group_size, c, *coordinates):
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
     mask = torch.arange(T, device=lengths.device) < lengths[:, None]                # (B, T)
-    texts = policy.tokenizer.batch_decode(responses, skip_special_tokens=True)
+    texts = [decode(policy.tokenizer, response) for response in responses]
     return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(), texts,
                     logp[:, :T], entropy[:, :T], mask)
 
@@ -692,23 +731,37 @@ def load_reward(name):
 
 
 def rewards_of(rollouts, reward=None):
-    """Verify every response -> rewards (B,), on the CPU. One that was cut off has given no answer: 0."""
-    rewards = torch.zeros(len(rollouts.texts))
-    done = [i for i, finished in enumerate(rollouts.finished) if finished][RANK::WORLD]
-    if done:
-        problems, texts = [rollouts.problems[i] for i in done], [rollouts.texts[i] for i in done]
-        reward = reward or verify.REWARDS[problems[0].kind]
-        rewards[done] = torch.tensor(verify.verify_batch(reward, texts, [p.answer for p in problems]))
-    return all_sum(rewards)
+    """Verify every response -> rewards (B,) on the CPU, and {row: reason} of those that cannot be judged:
+    they cannot be decoded, or the function raises. They get nan; one that was cut off, without answer, 0."""
+    errors = {i: "cannot be decoded" for i, text in enumerate(rollouts.texts) if text is None}
+    rewards, reward = torch.zeros(len(rollouts.texts)), reward or verify.REWARDS[rollouts.problems[0].kind]
+    mine = [i for i, end in enumerate(rollouts.finished) if end and i not in errors][RANK::WORLD]
+    try:
+        verdicts, raised = verify.verify_batch(reward, [rollouts.texts[i] for i in mine],
+                                               [rollouts.problems[i].answer for i in mine])
+    except TimeoutError as error:
+        fail("the reward function hangs", error)
+    rewards[mine] = torch.tensor(verdicts)
+    for others in gather({mine[j]: f"{type(error).__name__}: {error}" for j, error in raised.items()}):
+        errors |= others
+    rewards = all_sum(rewards)
+    rewards[list(errors)] = math.nan
+    if len(errors) == len(rewards):
+        fail("no response can be judged", next(iter(errors.values())))
+    if errors:
+        warn("some responses cannot be judged and are left out with their groups: see error in samples.jsonl")
+    return rewards, errors
 
 
 def advantages(rewards, kind="std"):
     """rewards (prompts, G) -> advantages of the same shape: A = (R - mean) / std within each group (GRPO), or
-    R - mean for kind "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards gets exactly 0."""
+    R - mean for kind "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards gets exactly 0, and so
+    does one with a nan."""
     centred = rewards - rewards.mean(-1, keepdim=True)
     if kind == "std":
         centred = centred / rewards.std(-1, keepdim=True).clamp(min=1e-8)
-    return centred.masked_fill((rewards == rewards[:, :1]).all(-1, keepdim=True), 0.0)
+    equal = (rewards == rewards[:, :1]).all(-1, keepdim=True)
+    return centred.masked_fill(equal | rewards.isnan().any(-1, keepdim=True), 0.0)
 
 
 # ----------------------------------------------------------------------------- 6. log-probability and entropy
@@ -865,7 +918,7 @@ def evaluate(policy, problems, reward, c):
     probabilities), length (tokens), truncated (share)."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
-    rewards = rewards_of(rollouts, reward)                                          # (B,)
+    rewards, _ = rewards_of(rollouts, reward)                                       # (B,)
     right = rewards.view(-1, K) > 0.5                                               # (problems, K)
     ks = [2**i for i in range(K.bit_length())]
     solved = torch.tensor([[pass_at_k(K, n, k) for k in ks] for n in right.sum(-1).tolist()])
@@ -878,14 +931,14 @@ def evaluate(policy, problems, reward, c):
         own = slice(i * K, (i + 1) * K)
         distinct.append(len({text for text, good in zip(rollouts.texts[own], verdicts) if good}))
         diversity.append(ngram_diversity(rollouts.responses[own]))
-    return {"avg": rewards.mean().item(),
+    return {"avg": rewards.nanmean().item(),
             "pass": dict(zip(map(str, ks), solved.mean(0).tolist())),
             "pass_interval": dict(zip(map(str, ks), interval.tolist())),
             "entropy": rollouts.entropy[rollouts.mask].mean().item(),
             "distinct": statistics.fmean(distinct), "diversity": statistics.fmean(diversity),
             "ece": ece, "overconfidence": overconfidence,
             "length": rollouts.mask.sum().item() / len(rewards),
-            "truncated": 1 - sum(rollouts.finished) / len(rewards)}
+            "truncated": 1 - sum(rollouts.finished) / len(rewards), "ungraded": rewards.isnan().sum().item()}
 
 
 def held_out_metrics(result):
@@ -908,8 +961,8 @@ def show_table(before, after):
 
 def saved_config(c):
     """The config as config.json has it: no infinity, which JSON lacks, nothing that only steers the start."""
-    values = asdict(replace(c, overwrite=False, resume=None, refresh_demo=False))
-    return {name: "inf" if value == math.inf else value for name, value in values.items()}
+    return {name: "inf" if value == math.inf else value for name, value in asdict(c).items()
+            if name not in STARTING}
 
 
 def open_run(c):
@@ -934,8 +987,9 @@ def open_run(c):
     done = int(last.name.split("-")[1]) if last else 0
     for file in (out / "metrics.jsonl", out / "samples.jsonl"):
         lines = file.read_text(encoding="utf8").splitlines(keepends=True) if file.exists() else []
-        kept = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] < done]
-        file.write_text("".join(kept), encoding="utf8")
+        write_text(file, "".join(n for n in lines if n.endswith("}\n") and json.loads(n)["step"] < done))
+    for half_written in out.glob(".*.tmp"):
+        shutil.rmtree(half_written)
     return out, last, False
 
 
@@ -947,11 +1001,13 @@ def append_lines(file, records):
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def write_json(file, value):
-    """Write a JSON file, and the folder that it is in."""
+def write_text(file, text):
+    """Write a file, and the folder that it is in, at once: whatever interrupts leaves the old or the new."""
     if RANK == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(value, indent=1) + "\n")
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(text, encoding="utf8")
+        new.replace(file)
 
 
 def stop_on_signals():
@@ -968,9 +1024,41 @@ def stop_on_signals():
     return seen
 
 
+def origin():
+    """What repeats a run, beside its config: the command, the versions, the commit of this file."""
+    here = str(Path(__file__).resolve().parent)
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "command": sys.argv, "commit": commit or None,
+            "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "processes": WORLD, "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
+
+
+def look_out(c, record, start):
+    """Warn of what makes a run useless without stopping it. `start` is the entropy of the first batch."""
+    for wrong, text in (
+            (record["zero_adv"] > 0.7,
+             "most groups have equal rewards and teach nothing (zero_adv): the task is too easy or too hard; "
+             "take other prompts or a larger --group_size"),
+            (record["entropy"] < 0.1 * start,
+             "the entropy is under a tenth of its start: the policy has collapsed; lower --pos_weight"),
+            (record["entropy"] > 2 * start,
+             "the entropy is twice its start: the policy falls apart; lower --lr or raise --pos_weight"),
+            (record["step"] >= c.warmup_steps and record["clip_pos"] + record["clip_neg"] == 0,
+             "no token is clipped, so --pos_weight only rescales the loss; raise --reuse or "
+             "--updates_per_batch, or lower --eps_low and --eps_high"),
+            (record["truncated"] > 0.2,
+             "more than a fifth of the responses is cut off and gets reward 0; raise --max_new_tokens"),
+            (record["logp_gap_mean"] > 0.02,
+             "sampler and trainer drift apart (logp_gap_mean), and the ratios are wrong by as much")):
+        if wrong:
+            warn(text)
+
+
 def speed_of(log_file, reuse):
-    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per stage,
-    and the peak memory of this process in GiB: of the GPU, or of all where there is none (not on Windows)."""
+    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
+    stage; and the peak memory of this process in GiB: on the GPU, else in all (not on Windows)."""
     log = [json.loads(line) for line in log_file.read_text(encoding="utf8").splitlines()]
     speed = {}
     for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
@@ -1010,12 +1098,14 @@ def train(c):
         fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "
              f"{len(problems)} prompts; raise --steps or lower --num_prompts")
     optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-    first, pos_weight, bonus = 0, next_pos_weight(c, 0), next_bonus(c)
+    first, pos_weight, bonus, start_entropy = 0, next_pos_weight(c, 0), next_bonus(c), None
     if last:
         state = torch.load(last / "trainer.pt", weights_only=True, map_location=device)
         first, pos_weight, bonus = state["step"], state["pos_weight"], state["bonus"]
+        start_entropy = state["start_entropy"]
         optimizer.load_state_dict(state["optimizer"])
-    write_json(out / "config.json", saved_config(c))
+    write_text(out / "config.json", json.dumps(saved_config(c), indent=1))
+    append_lines(out / "starts.jsonl", [origin()])
     size = sum(p.numel() for p in model.parameters()) / 1e6
     say(f"{c.preset}: {size:.2f} M parameters on {WORLD} x {device.type}, {len(problems)} prompts to train "
         f"on, {len(held_out)} held out; writing to {out}")
@@ -1023,7 +1113,7 @@ def train(c):
     summary = json.loads(summary_file.read_text()) if last and summary_file.exists() else {}
     if held_out and "before" not in summary:
         summary["before"] = evaluate(policy, held_out, reward, c)
-        write_json(summary_file, summary)
+        write_text(summary_file, json.dumps(summary, indent=1))
 
     def now():
         if device.type == "cuda":
@@ -1046,7 +1136,7 @@ def train(c):
         clock.append(now())
 
         # 2. Verify them.
-        rewards = rewards_of(rollouts, reward)                                      # (B,)
+        rewards, errors = rewards_of(rollouts, reward)                              # (B,)
         clock.append(now())
 
         # 3. Compare each response with its group; all its tokens get its advantage.
@@ -1127,7 +1217,7 @@ def train(c):
 
         # 6. Log, move lambda, save.
         solved = (groups > 0.5).any(-1).float().mean().item()
-        record = {"step": step, "reward": rewards.mean().item(), "solved": solved, "lambda": pos_weight,
+        record = {"step": step, "reward": rewards.nanmean().item(), "solved": solved, "lambda": pos_weight,
                   "bonus": bonus, "lr": lr}
         for name, sign in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)),
                            ("entropy_neg", mask & (advantage < 0))):
@@ -1140,17 +1230,23 @@ def train(c):
             record[f"dH_{sign}"] = stats[f"dH_{sign}"]  # over all updates of the step
         record |= {"dH": dH, "loss": stats["loss"] / len(norms), "grad_norm": statistics.fmean(norms)}
         record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
-                   "truncated": 1 - sum(rollouts.finished) / B, "logp_gap": gap.max().item(),
-                   "ratio_gap": ratio_gap, "tokens": tokens}
+                   "truncated": 1 - sum(rollouts.finished) / B, "ungraded": len(errors), "tokens": tokens,
+                   "logp_gap": gap.max().item(), "logp_gap_mean": gap.sum().item() / tokens,
+                   "ratio_gap": ratio_gap}
         for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
         append_lines(out / "metrics.jsonl", [record])
+        shown = list(range(0, B, max(1, B // max(1, c.log_samples))))[:c.log_samples]
+        shown += list(errors)[:c.log_samples]
         append_lines(out / "samples.jsonl", [{
             "step": step, "prompt": rollouts.problems[i].prompt, "response": rollouts.texts[i],
-            "reward": rewards[i].item(), "advantage": advantage[i].item(),
-            "finish_reason": "stop" if rollouts.finished[i] else "length",
-            "entropy": entropy[i].sum().item() / len(responses[i])}
-            for i in range(0, B, max(1, B // max(1, c.log_samples)))[:c.log_samples]])
+            "extracted": verify.extract(rollouts.problems[i].kind, rollouts.texts[i] or ""),
+            "reward": None if i in errors else rewards[i].item(), "error": errors.get(i),
+            "advantage": advantage[i].item(), "finish_reason": "stop" if rollouts.finished[i] else "length",
+            "tokens": [decode(policy.tokenizer, [token], special=True) for token in responses[i]],
+            "entropy": [round(H, 3) for H in entropy[i, :len(responses[i])].tolist()]} for i in shown])
+        start_entropy = start_entropy or record["entropy"]
+        look_out(c, record, start_entropy)
         bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
         epoch = min(places.stop // len(problems) + 1, epochs)
         pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
@@ -1158,7 +1254,7 @@ def train(c):
         stopping = any(gather(bool(stop)))
         if stopping or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
             policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, bonus=bonus,
-                        optimizer=optimizer.state_dict())
+                        start_entropy=start_entropy, optimizer=optimizer.state_dict())
             for old in sorted(out.glob("checkpoint-*"))[:-c.keep] if RANK == 0 else ():
                 shutil.rmtree(old)
         if stopping:
@@ -1173,7 +1269,7 @@ def train(c):
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
     gather(None)  # the log is whole
     summary["speed"] = speed_of(out / "metrics.jsonl", c.reuse)
-    write_json(summary_file, summary)
+    write_text(summary_file, json.dumps(summary, indent=1))
     say(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
     say(json.dumps(summary["speed"]))
 
@@ -1290,12 +1386,43 @@ def draw(logs, file):
     print(f"picture: {file}", file=sys.stderr)
 
 
+def show(folder, step=None):
+    """Print the logged rollouts of a step: each token on a shade of its entropy, the advantage's sign in
+    colour, the verdict and what the verifier judged. Plain text where the output is no terminal."""
+    try:
+        samples = [json.loads(line) for line in Path(folder, "samples.jsonl").read_text("utf8").splitlines()]
+    except (OSError, ValueError) as error:
+        fail(f"--show {folder}: no samples of a run there", error)
+    steps = sorted({sample["step"] for sample in samples})
+    step = steps[-1] if step is None and steps else step
+    if step not in steps:
+        fail(f"--step {step}: {folder} has samples of the steps {steps[0]} to {steps[-1]}" if steps else
+             f"--show {folder}: its samples.jsonl is empty")
+
+    def paint(text, code):  # without control characters: a response must not steer the terminal
+        text = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+        return f"\033[{code}m{text}\033[0m" if sys.stdout.isatty() and text else text
+
+    for sample in (sample for sample in samples if sample["step"] == step):
+        verdict = sample["error"] or ("right" if sample["reward"] > 0.5 else "wrong")
+        A, H = sample["advantage"], statistics.fmean(sample["entropy"])
+        print(f"\nstep {step}: {paint(verdict, '1')}, reward {sample['reward']}, "
+              f"{paint(f'advantage {A:+.2f}', '32' if A > 0 else '31' if A < 0 else '2')}, entropy {H:.3f}, "
+              f"ended by {sample['finish_reason']}, judged: {paint(str(sample['extracted']), '4')}")
+        print(paint(sample["prompt"], "2"), end="")
+        for token, H in zip(sample["tokens"], sample["entropy"]):
+            shade = 232 + min(23, int(H * 12))  # from black to white, at 2 nats
+            print(paint(token or "\ufffd", f"48;5;{shade};38;5;{15 if shade < 244 else 0}"), end="")
+        print()
+
+
 # --------------------------------------------------------------------------------------------------- 11. main
 
 def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here
     transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
+    warnings.formatwarning = lambda message, *_: f"\nrlvr.py: {message}\n"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -1303,7 +1430,7 @@ def main(argv=None):
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         c = parse_config(sys.argv[1:] if argv is None else argv)
-        report(c.report) if c.report else train(c)
+        show(c.show, c.step) if c.show else report(c.report) if c.report else train(c)
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is untouched")
     finally:

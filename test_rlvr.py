@@ -1,19 +1,24 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
 
+import dataclasses
 import glob
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -531,7 +536,38 @@ def test_a_cut_off_response_gets_no_reward():
         texts=["\\boxed{4}"] * 2,
         finished=[True, False],
     )
-    assert rlvr.rewards_of(rollouts).tolist() == [1.0, 0.0]
+    assert rlvr.rewards_of(rollouts)[0].tolist() == [1.0, 0.0]
+
+
+def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
+    def reward(response, answer):
+        return {"right": 1.0, "wrong": 0.0}[response]
+
+    rollouts = SimpleNamespace(
+        problems=[SimpleNamespace(kind="?", answer=None)] * 6,
+        texts=["right", "wrong", "odd", "wrong", None, "right"],
+        finished=[True] * 6,
+    )
+    with pytest.warns(UserWarning, match="left out"):
+        rewards, errors = rlvr.rewards_of(rollouts, reward)
+    assert rewards.isnan().tolist() == [False, False, True, False, True, False]
+    assert errors == {2: "KeyError: 'odd'", 4: "cannot be decoded"}
+    advantage = rlvr.advantages(rewards.view(3, 2))
+    assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
+    rollouts.texts = ["odd"] * 6
+    with pytest.raises(SystemExit, match="no response can be judged: KeyError"):
+        rlvr.rewards_of(rollouts, reward)
+    monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
+    with pytest.raises(SystemExit, match="the reward function hangs"):
+        rlvr.rewards_of(rollouts, lambda response, answer: time.sleep(1))
+
+
+def test_half_a_character_is_no_crash():
+    class Tokenizer:
+        def decode(self, ids, skip_special_tokens):
+            return bytes(ids).decode()
+
+    assert rlvr.decode(Tokenizer(), [104, 105]) == "hi" and rlvr.decode(Tokenizer(), [240, 159]) is None
 
 
 # ---------------------------------------------------------------------------------------------------- problems
@@ -1225,7 +1261,7 @@ def sandbox(request, monkeypatch):
 
 @linux
 def test_good_code_passes(sandbox):
-    verdicts = verify.verify_batch(
+    verdicts, _ = verify.verify_batch(
         lambda code, tests: verify.code_reward(fenced(code), tests=tests),
         [c for _, c in GOOD_CODE],
         [t for t, _ in GOOD_CODE],
@@ -1236,7 +1272,7 @@ def test_good_code_passes(sandbox):
 @linux
 def test_bad_code_fails_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    verdicts = verify.verify_batch(
+    verdicts, _ = verify.verify_batch(
         lambda code, tests: verify.code_reward(fenced(code), tests=tests), BAD_CODE, [SQUARE] * len(BAD_CODE)
     )
     assert verdicts == [0.0] * len(BAD_CODE)
@@ -1337,7 +1373,29 @@ def test_batch_keeps_the_order():
         time.sleep(0.2 if response == "0" else 0)
         return int(response) % 2
 
-    assert verify.verify_batch(slow_first, list("0123"), [None] * 4) == [0.0, 1.0, 0.0, 1.0]
+    assert verify.verify_batch(slow_first, list("0123"), [None] * 4) == ([0.0, 1.0, 0.0, 1.0], {})
+
+
+def test_a_reward_that_raises_or_hangs_is_reported():
+    def reward(response, answer):
+        if response == "exit":
+            sys.exit("bye")
+        if response == "hang":
+            time.sleep(3)
+        return 1 / len(response)
+
+    rewards, errors = verify.verify_batch(reward, ["a", "", "exit", "bb"], [None] * 4)
+    assert rewards[::3] == [1.0, 0.5] and all(map(math.isnan, rewards[1:3]))
+    assert {i: type(error) for i, error in errors.items()} == {1: ZeroDivisionError, 2: SystemExit}
+    with pytest.raises(TimeoutError, match="'hang'"):
+        verify.verify_batch(reward, ["a", "hang", "b"], [None] * 3, patience=0.3)
+
+
+def test_what_is_judged_can_be_shown():
+    assert verify.extract("math", "so \\boxed{4} it is") == "4" and verify.extract("math", "so 4") is None
+    assert verify.extract("countdown", "Hm. <answer>1+2</answer>") == "1+2"
+    assert verify.extract("countdown", "1+2=3") == "1+2=3"
+    assert verify.extract("code", "Here:\n```python\nx = 1\n```\n") == "x = 1\n"
 
 
 def test_math_is_safe_in_threads():
@@ -1345,7 +1403,7 @@ def test_math_is_safe_in_threads():
     answers, golds = [f"\\boxed{{{answer}}}" for _, _, answer in lines], [gold for gold, _, _ in lines]
     verify.parse.cache_clear()
     alone = [verify.math_reward(answer, gold) for answer, gold in zip(answers, golds)]
-    assert verify.verify_batch(verify.math_reward, answers, golds) == alone and 0 < sum(alone) < len(alone)
+    assert verify.verify_batch(verify.math_reward, answers, golds)[0] == alone and 0 < sum(alone) < len(alone)
 
 
 def test_code_elsewhere_is_a_clear_error(monkeypatch):
@@ -1419,6 +1477,8 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     ) == {"1", "2", "4"}
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
     assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
+    start = read_lines(run.out / "starts.jsonl")[0]
+    assert start["torch"] == torch.__version__ and "--steps" in start["command"] and "commit" in start
     speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
     assert speed == summary["speed"] and all(value > 0 for value in speed.values())
     assert {"tokens_per_second_sample", "seconds_update", "peak_memory"} <= set(speed)
@@ -1515,6 +1575,220 @@ def fake_run(folder, flags, values, steps=9, **more):
         for i in range(steps)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+
+
+def killed_at(moment, flags):
+    """Run in a child process and kill it after so many seconds; its exit code, None if it was still running."""
+    child = FORKSERVER.Process(target=rlvr.main, args=(flags,))
+    child.start()
+    child.join(moment)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    return code
+
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+
+
+def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch):
+    """SIGKILL at ten random moments, again and again resumed, against a run that nobody disturbed."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    FORKSERVER.set_forkserver_preload(["rlvr"])  # so that a start takes no seconds, and no thread is forked
+    flags = command(*short, "--steps 20 --save_every 2 --reuse 2")
+    killed_at(100, ["--report", "nothing"])  # starts the server
+    began = time.perf_counter()
+    assert killed_at(100, [*flags, "--output_dir", str(tmp_path / "calm")]) == 0
+    whole = time.perf_counter() - began
+    rand, kills, code, folder = random.Random(0), 0, None, tmp_path / "killed"
+    while kills < 10 or code is None:
+        resume = (folder / "config.json").exists() and kills % 2  # else the same command goes on by itself
+        again = ["--resume", str(folder)] if resume else [*flags, "--output_dir", str(folder)]
+        code = killed_at(rand.uniform(0.05, 0.5) * whole if kills < 10 else 100, again)
+        kills += code is None
+        if code is not None:
+            assert code == 0
+            for file in ("metrics.jsonl", "samples.jsonl"):
+                assert read_lines(folder / file) == read_lines(tmp_path / "calm" / file)
+            assert torch.equal(weights(folder / "final"), weights(tmp_path / "calm" / "final"))
+            assert not list(folder.glob(".*"))  # no half-written folder stays
+            folder = tmp_path / f"killed{kills}"
+
+
+@linux
+def test_a_full_disk_keeps_the_last_checkpoint(run, short, tmp_path):
+    """The limit on the size of a file stands in for the disk: checkpoints grow past it at step 2."""
+    script = (
+        "import resource, sys, rlvr\nsave = rlvr.Policy.save\n"
+        "def smaller(self, folder, **state):\n"
+        "    if '2' in folder.name: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "    save(self, folder, **state)\n"
+        "rlvr.Policy.save = smaller\nrlvr.main(sys.argv[1:])"
+    )
+    argv = command(*short, "--save_every 1 --output_dir", tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *argv], capture_output=True, text=True, cwd=HERE, timeout=120
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "checkpoint-000002 cannot be written" in done.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-000001"]
+    rlvr.main(["--resume", str(tmp_path / "run")])
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+def test_a_process_that_dies_ends_them_all(short, tmp_path):
+    """And the run goes on from its checkpoint."""
+    mark = tmp_path / "died"
+    (tmp_path / "deadly.py").write_text(
+        "import os, pathlib\ncalls = []\n"
+        "def odd(response, answer):\n"
+        "    calls.append(1)\n"
+        f"    if os.environ.get('RANK') == '1' and len(calls) > 25 and not os.path.exists({str(mark)!r}):\n"
+        f"        pathlib.Path({str(mark)!r}).write_text('')\n"
+        "        os._exit(3)\n"
+        "    return len(response) % 2\n"
+    )
+    flags = f"--save_every 1 --reward {tmp_path / 'deadly.py'}:odd --output_dir {tmp_path / 'run'}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    argv = command(*launcher, HERE / "rlvr.py", *short, flags)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    assert subprocess.run(argv, capture_output=True, timeout=100, env=env).returncode != 0 and mark.exists()
+    steps = [m["step"] for m in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert 0 < len(steps) < 4
+    rlvr.main(["--resume", str(tmp_path / "run")])
+    assert [m["step"] for m in read_lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
+
+
+def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, monkeypatch):
+    """Every response is only a stop token; the prompts are as long as they may be; there is one of them."""
+    policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 4"))
+    file, flags = tmp_path / "one.jsonl", f"--max_new_tokens 4 --dataset {tmp_path / 'one.jsonl'}"
+    for length in range(40, 400):  # the longest question that fits the 252 tokens
+        file.write_text(json.dumps({"question": "x " * length, "answer": "2"}) + "\n")
+        size = len(rlvr.render("x " * length, "2", "math", policy.tokenizer)[1])
+        if size >= 251:
+            break
+    sample = rlvr.sample
+
+    def stop_at_once(policy, prompts, uniforms, temperature):
+        tokens, lengths, finished, logp, entropy = sample(policy, prompts, uniforms, temperature)
+        tokens[:, 0], lengths[:], finished[:] = policy.stop_ids[0], 1, True
+        responses = [row[:1] for row in tokens.tolist()]
+        prompts = [p for p in prompts for _ in range(len(tokens) // len(prompts))]
+        logp[:, :1], entropy[:, :1], _ = rlvr.score(policy, prompts, responses, temperature)
+        return tokens, lengths, finished, logp, entropy
+
+    monkeypatch.setattr(rlvr, "sample", stop_at_once)
+    out = f"--output_dir {tmp_path / 'run'} --steps 2 --eval_prompts 1 --prompts_per_step 4"
+    with torch.no_grad():
+        rlvr.main(command("--model", folders / "qwen", flags, out, f"--max_prompt_tokens {size}"))
+    for m in read_lines(tmp_path / "run" / "metrics.jsonl"):
+        assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
+    assert "no usable prompt" in message_of(
+        "--model", folders / "qwen", flags, out, f"--overwrite --max_prompt_tokens {size - 1}"
+    )
+
+
+def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
+    shutil.copytree(folders / "qwen", tmp_path / "model")
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    saved |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(saved))
+    (tmp_path / "model" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    assert "trust_remote_code" in message_of("--model", tmp_path / "model", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_warnings_that_teach():
+    c = rlvr.parse_config([])
+    fine = dict(
+        step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0, logp_gap_mean=0.0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rlvr.look_out(c, fine, 0.3)
+        rlvr.look_out(c, fine | dict(step=1, clip_pos=0, clip_neg=0), 0.3)  # the warm-up moves little
+    for change, words in (
+        (dict(zero_adv=0.8), "--group_size"),
+        (dict(entropy=0.02), "collapsed"),
+        (dict(entropy=0.7), "--lr"),
+        (dict(clip_pos=0, clip_neg=0), "--reuse"),
+        (dict(truncated=0.3), "--max_new_tokens"),
+        (dict(logp_gap_mean=0.05), "drift apart"),
+    ):
+        with pytest.warns(UserWarning, match=words):
+            rlvr.look_out(c, fine | change, 0.3)
+
+
+def test_show_prints_rollouts(run, tmp_path, capsys):
+    rlvr.main(["--show", str(run.out)])
+    text = capsys.readouterr().out
+    samples = [s for s in read_lines(run.out / "samples.jsonl") if s["step"] == 3]
+    assert text.count("\nstep 3: ") == len(samples) and "\033" not in text
+    assert all(s["prompt"] + "".join(s["tokens"]) in text for s in samples)
+    assert f"judged: {samples[0]['extracted']}" in text
+    samples[0]["tokens"][0] = "\033[2J"  # what would clear the screen
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    rlvr.main(["--show", str(tmp_path)])
+    assert "\033" not in capsys.readouterr().out
+    assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
+    assert "nowhere" in message_of("--show", "nowhere")
+
+
+def test_fuzzed_command_lines_end_in_one_line(monkeypatch):
+    """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
+    rand = random.Random(0)
+    flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
+    values = [
+        "1",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "1e999",
+        "",
+        "x",
+        "true",
+        "None",
+        "[]",
+        "../..",
+        "é",
+        "--lr",
+        "0.5",
+    ]
+    refused = 0
+    for _ in range(200):
+        argv = [x for _ in range(rand.randint(1, 3)) for x in (rand.choice(flags), rand.choice(values))]
+        try:
+            rlvr.parse_config(argv)
+        except SystemExit as stop:
+            assert isinstance(stop.code, str) and "\n" not in stop.code and stop.code.startswith("rlvr.py: ")
+            refused += 1
+    assert 100 < refused < 200
+
+
+def test_malformed_data_files_end_in_one_line(folders, tmp_path):
+    """Good rows with damage: problems come out, or one line that names the file."""
+    rand = random.Random(0)
+    policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 8"))
+    odd = [None, 7, [], {}, "", [1], {"a": 1}, True, 1e300, "\x00", [{"role": "user"}], [[]], "\ud83d"]
+    refused = 0
+    for number in range(50):
+        file = tmp_path / f"{number}.{rand.choice(['jsonl', 'json', 'csv', 'parquet'])}"
+        rows = [{"question": f"{i}?", "answer": str(i)} for i in range(8)]
+        for _ in range(rand.randint(0, 3)):
+            rand.choice(rows)[rand.choice(["question", "answer", "more"])] = rand.choice(odd)
+        data = "\n".join(map(json.dumps, rows)).encode()
+        if rand.random() < 0.5:
+            cut = rand.randrange(len(data))
+            data = data[:cut] + bytes(rand.randrange(256) for _ in range(rand.randint(0, 9)))
+        file.write_bytes(data)
+        try:
+            rlvr.load_problems(config(folders / "qwen", "--eval_prompts 0 --dataset", file), policy)
+        except SystemExit as stop:
+            assert isinstance(stop.code, str) and "\n" not in stop.code and str(file) in stop.code
+            refused += 1
+    assert 10 < refused < 50
 
 
 def test_report(tmp_path, capsys):

@@ -845,9 +845,39 @@ REWARDS = {
 }
 
 
-def verify_batch(reward, responses, answers):
-    """Rewards of many responses, in order. Threads are enough: code runs in processes of its own, all cores
-    at once, so that a slow response delays only itself."""
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [float(verdict) for verdict in pool.map(reward, responses, answers)]
+def verify_batch(reward, responses, answers, patience=300):
+    """-> the rewards of many responses, in order, and {index: exception} of those on which `reward` raised:
+    nan. Threads are enough: code runs in processes of its own, all cores at once, so that a slow response
+    delays only itself. TimeoutError when no verdict comes for `patience` seconds."""
+    rewards, errors, verdicts = [math.nan] * len(responses), {}, []
+    jobs = iter(range(len(responses)))
+
+    def work():
+        for i in jobs:  # the threads share it: each takes the next
+            rewards[i] = None
+            try:
+                rewards[i] = float(reward(responses[i], answers[i]))
+            except (Exception, SystemExit) as error:  # a user's function may raise anything: the caller is told
+                rewards[i], errors[i] = math.nan, error
+            verdicts.append(i)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(os.cpu_count() or 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            before = len(verdicts)
+            thread.join(patience)
+            if thread.is_alive() and len(verdicts) == before:
+                text = str(responses[rewards.index(None)])
+                raise TimeoutError(f"no verdict for {patience} seconds on the response {text[:200]!r}")
+    return rewards, errors
+
+
+def extract(kind, response):
+    """What the verifier of this kind judges, as text, or None."""
+    if kind == "math":
+        return final_answer(response)
+    if kind == "code":
+        return response.split("```")[-2].partition("\n")[2] if response.count("```") > 1 else None
+    return response.rpartition("<answer>")[2].partition("</answer>")[0]
