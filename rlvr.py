@@ -618,6 +618,25 @@ class Rollouts:
     entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
     mask: torch.Tensor     # (B, T)
 
+    def score(self, policy, rows, c):
+        """score() of these rows -> logp, entropy, f, each (b, T'), T' the longest response of them."""
+        prompts, responses = [self.problems[i].ids for i in rows], [self.responses[i] for i in rows]
+        return score(policy, prompts, responses, c.temperature)
+
+    def micro_batches(self, rows, c):
+        """Split rows into what fits a pass -> those of this process."""
+        sizes = {i: len(self.problems[i].ids) + len(self.responses[i]) for i in rows}
+        return micro_batches(rows, sizes, c.micro_batch_tokens)[RANK::WORLD]
+
+    @torch.no_grad()
+    def score_all(self, policy, rows, c):
+        """Log-probability and entropy of these rows under the policy, two (B, T) grids, 0 elsewhere."""
+        grids = torch.zeros(2, *self.mask.shape, device=self.mask.device)           # (2, B, T)
+        for part in self.micro_batches(rows, c):
+            logp, H, _ = self.score(policy, part, c)
+            grids[:, part, :logp.shape[1]] = torch.stack([logp, H])
+        return all_sum(grids)
+
 
 def uniforms(rows, columns, *coordinates):
     """(rows, columns) numbers in [0, 1), a function of the coordinates."""
@@ -1076,6 +1095,49 @@ def speed_of(log_file, reuse):
     return speed
 
 
+def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, state, c):
+    """Stage 5: `reuse` passes over `updates_per_batch` mini-batches of whole groups. old_logp, A, alive and
+    penalized are (B, T), see variants(). -> sums over all tokens and updates, and the mean gradient norm;
+    ArithmeticError before an update whose gradient is not finite."""
+    stats, norms, G, groups = Counter(), [], c.group_size, range(len(A) // c.group_size)
+    teaches = (A[:, 0] != 0).tolist()
+    policy.model.train(c.gradient_checkpointing)  # transformers does that in training mode only
+    for update in range(c.reuse * c.updates_per_batch):
+        reuse, part = divmod(update, c.updates_per_batch)
+        rand = random.Random(seed_of(c.seed, "mini-batches", state["step"], reuse))
+        chosen = rand.sample(groups, len(groups))[part::c.updates_per_batch]
+        mini_batch = [i * G + g for i in chosen for g in range(G)]
+        normalizer = sum(len(rollouts.responses[i]) for i in mini_batch)
+        if not state["bonus"]:  # responses without an advantage have no gradient: save the pass
+            mini_batch = [i for i in mini_batch if teaches[i]]
+        for rows in rollouts.micro_batches(mini_batch, c):
+            logp, H, f = rollouts.score(policy, rows, c)
+            old, advantage, live, extra = (x[rows, :logp.shape[1]] for x in (old_logp, A, alive, penalized))
+            loss, sums = policy_loss(logp, old, advantage, live, normalizer, c.eps_low, c.eps_high,
+                                     state["pos_weight"], c.neg_weight, f)
+            penalty = c.cov_penalty * (logp - old)[extra].abs().sum() - state["bonus"] * H[live].sum()
+            loss = loss + penalty / normalizer
+            loss.backward()
+            stats.update(sums, loss=loss.item())
+            if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
+                off = ((logp - old).exp() - 1).abs()                                # (b, T)
+                stats.update(off=off.sum().item(), first=int(live.sum()))
+                stats["ratio_gap"] = max(stats["ratio_gap"], off.max().item())
+        for p in policy.model.parameters() if WORLD > 1 else ():
+            p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), c.max_grad_norm).item())
+        if not math.isfinite(norms[-1]):  # as it is when the loss is not
+            raise ArithmeticError("the loss or its gradient is not finite")
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.model.eval()
+    total, parts = Counter(), gather(stats)
+    for sums in parts:
+        total.update(sums)
+    total["ratio_gap"] = max(sums["ratio_gap"] for sums in parts)
+    return total, statistics.fmean(norms)
+
+
 def train(c):
     """The whole job: load, evaluate, train, evaluate. All that it leaves is in c.output_dir."""
     began = time.perf_counter()
@@ -1084,7 +1146,7 @@ def train(c):
         return say(f"{out}: this run is finished; --overwrite runs it again")
     reward = load_reward(c.reward)
     policy = load_policy(c, last)
-    model, device = policy.model, policy.model.device
+    device = policy.model.device
     problems, held_out = load_problems(c, policy)
     if c.reward in verify.REWARDS and c.reward != problems[0].kind:
         fail(f"--reward {c.reward}: the answers of --dataset {c.dataset} are for --reward {problems[0].kind}")
@@ -1097,16 +1159,14 @@ def train(c):
     if c.pos_schedule == "epoch" and epochs < 2:
         fail(f"--pos_schedule epoch: {c.steps} steps x {c.prompts_per_step} prompts see no second epoch of "
              f"{len(problems)} prompts; raise --steps or lower --num_prompts")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
-    first, pos_weight, bonus, start_entropy = 0, next_pos_weight(c, 0), next_bonus(c), None
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    state = {"step": 0, "pos_weight": next_pos_weight(c, 0), "bonus": next_bonus(c), "start_entropy": None}
     if last:
         state = torch.load(last / "trainer.pt", weights_only=True, map_location=device)
-        first, pos_weight, bonus = state["step"], state["pos_weight"], state["bonus"]
-        start_entropy = state["start_entropy"]
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state.pop("optimizer"))
     write_text(out / "config.json", json.dumps(saved_config(c), indent=1))
     append_lines(out / "starts.jsonl", [origin()])
-    size = sum(p.numel() for p in model.parameters()) / 1e6
+    size = sum(p.numel() for p in policy.model.parameters()) / 1e6
     say(f"{c.preset}: {size:.2f} M parameters on {WORLD} x {device.type}, {len(problems)} prompts to train "
         f"on, {len(held_out)} held out; writing to {out}")
     summary_file = out / "summary.json"
@@ -1121,7 +1181,8 @@ def train(c):
         return time.perf_counter()
 
     stop = stop_on_signals()
-    bar = tqdm(range(first, c.steps), c.preset, c.steps, initial=first, unit="step", disable=RANK > 0)
+    bar = tqdm(range(state["step"], c.steps), c.preset, c.steps, initial=state["step"], unit="step",
+               disable=RANK > 0)
     for step in bar:
         # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
         clock = [now()]
@@ -1130,8 +1191,7 @@ def train(c):
                   for e in {i // len(problems) for i in places}}
         batch = [orders[i // len(problems)][i % len(problems)] for i in places]
         rollouts = rollout(policy, batch, c.group_size, c, c.seed, "train", step)
-        prompts, responses = [p.ids for p in rollouts.problems], rollouts.responses
-        mask = rollouts.mask                                                        # (B, T)
+        responses, mask = rollouts.responses, rollouts.mask                         # B lists, (B, T)
         B, tokens = mask.shape[0], int(mask.sum())
         clock.append(now())
 
@@ -1144,19 +1204,7 @@ def train(c):
         advantage = advantages(groups, c.advantage).view(-1, 1).to(device)          # (B, 1)
 
         # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
-        sizes = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
-
-        def score_rows(rows):
-            return score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], c.temperature)
-
-        @torch.no_grad()
-        def score_all(chosen):
-            grids = torch.zeros(2, *mask.shape, device=device)                      # (2, B, T)
-            for rows in micro_batches(chosen, sizes, c.micro_batch_tokens)[RANK::WORLD]:
-                logp, H, _ = score_rows(rows)
-                grids[:, rows, :logp.shape[1]] = torch.stack([logp, H])
-            return all_sum(grids)
-        old_logp, entropy = score_all(range(B))
+        old_logp, entropy = rollouts.score_all(policy, range(B), c)                 # (B, T)
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
             good = max(out.glob("checkpoint-*"), default="the start")
@@ -1166,59 +1214,29 @@ def train(c):
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")
         A, alive, penalized = variants(c, advantage, old_logp, entropy, mask, c.seed, "drop", step)
-        A = A.expand(mask.shape)                                                    # (B, T)
         clock.append(now())
 
-        # 5. Update: `reuse` passes over `updates_per_batch` mini-batches of whole groups.
+        # 5. Update the policy, several times. Did the entropy of the same tokens then move as dH says?
         optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
-        stats, norms, ratio_gap, teaches = Counter(), [], 0.0, (advantage != 0).flatten().tolist()
-        model.train(c.gradient_checkpointing)  # transformers checkpoints activations in training mode only
-        for update in range(c.reuse * c.updates_per_batch):
-            reuse, part = divmod(update, c.updates_per_batch)
-            rand = random.Random(seed_of(c.seed, "mini-batches", step, reuse))
-            chosen = rand.sample(range(len(batch)), len(batch))[part::c.updates_per_batch]
-            mini_batch = [i * c.group_size + g for i in chosen for g in range(c.group_size)]
-            normalizer = sum(len(responses[i]) for i in mini_batch)
-            if not bonus:  # responses without an advantage have no gradient: save the pass
-                mini_batch = [i for i in mini_batch if teaches[i]]
-            for rows in micro_batches(mini_batch, sizes, c.micro_batch_tokens)[RANK::WORLD]:
-                logp, H, f = score_rows(rows)
-                old, live, extra = (x[rows, :logp.shape[1]] for x in (old_logp, alive, penalized))
-                loss, sums = policy_loss(logp, old, A[rows, :logp.shape[1]], live, normalizer, c.eps_low,
-                                         c.eps_high, pos_weight, c.neg_weight, f)
-                penalty = c.cov_penalty * (logp - old)[extra].abs().sum() - bonus * H[live].sum()
-                loss = loss + penalty / normalizer
-                loss.backward()
-                stats.update(sums, loss=loss.item())
-                if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
-                    off = ((logp - old).exp() - 1).abs()                            # (b, T)
-                    ratio_gap = max(ratio_gap, off.max().item())
-                    stats.update(off=off.sum().item(), first=int(live.sum()))
-            for p in model.parameters() if WORLD > 1 else ():
-                p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
-            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item())
-            if not math.isfinite(norms[-1]):  # as it is when the loss is not finite
-                policy.save(out / "last_good")
-                fail(f"step {step}: the loss or its gradient is not finite; the weights from before this "
-                     f"update are in {out / 'last_good'}; try a lower --lr")
-            optimizer.step()
-            optimizer.zero_grad()
-        model.eval()
-        everywhere, ratio_gap, stats = gather(stats), max(gather(ratio_gap)), Counter()
-        for sums in everywhere:
-            stats.update(sums)
+        try:
+            stats, norm = update_policy(policy, optimizer, rollouts, old_logp, A.expand(mask.shape), alive,
+                                        penalized, state, c)
+        except ArithmeticError as error:
+            good = out / "last_good"
+            policy.save(good)
+            fail(f"step {step}: {error}; the weights before that update are in {good}; try a lower --lr")
         off = stats["off"] / max(1, stats["first"])
         if off > 0.05:
             fail(f"step {step}: before the first update the ratio was off 1 by {off:.2f} on average: "
                  "is scoring random (dropout)?")
-        some = range(0, B, 4)  # the entropy of the same tokens again: did it move as dH says?
-        dH = ((score_all(some)[1] - entropy)[some].sum() / mask[some].sum()).item()
+        some = range(0, B, 4)
+        dH = (rollouts.score_all(policy, some, c)[1] - entropy)[some].sum() / mask[some].sum()
         clock.append(now())
 
         # 6. Log, move lambda, save.
         solved = (groups > 0.5).any(-1).float().mean().item()
-        record = {"step": step, "reward": rewards.nanmean().item(), "solved": solved, "lambda": pos_weight,
-                  "bonus": bonus, "lr": lr}
+        record = {"step": step, "reward": rewards.nanmean().item(), "solved": solved,
+                  "lambda": state["pos_weight"], "bonus": state["bonus"], "lr": lr}
         for name, sign in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)),
                            ("entropy_neg", mask & (advantage < 0))):
             record[name] = entropy[sign].mean().item() if sign.any() else None
@@ -1228,11 +1246,11 @@ def train(c):
             for name in ("clip", "ratio"):
                 record[f"{name}_{sign}"] = stats[f"{name}_{sign}"] / max(1, count)
             record[f"dH_{sign}"] = stats[f"dH_{sign}"]  # over all updates of the step
-        record |= {"dH": dH, "loss": stats["loss"] / len(norms), "grad_norm": statistics.fmean(norms)}
-        record |= {"zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
+        record |= {"dH": dH.item(), "loss": stats["loss"] / c.reuse / c.updates_per_batch, "grad_norm": norm,
+                   "zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
                    "truncated": 1 - sum(rollouts.finished) / B, "ungraded": len(errors), "tokens": tokens,
                    "logp_gap": gap.max().item(), "logp_gap_mean": gap.sum().item() / tokens,
-                   "ratio_gap": ratio_gap}
+                   "ratio_gap": stats["ratio_gap"]}
         for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
         append_lines(out / "metrics.jsonl", [record])
@@ -1245,16 +1263,16 @@ def train(c):
             "advantage": advantage[i].item(), "finish_reason": "stop" if rollouts.finished[i] else "length",
             "tokens": [decode(policy.tokenizer, [token], special=True) for token in responses[i]],
             "entropy": [round(H, 3) for H in entropy[i, :len(responses[i])].tolist()]} for i in shown])
-        start_entropy = start_entropy or record["entropy"]
-        look_out(c, record, start_entropy)
         bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
+        start_entropy = state["start_entropy"] or record["entropy"]
+        look_out(c, record, start_entropy)
         epoch = min(places.stop // len(problems) + 1, epochs)
-        pos_weight = next_pos_weight(c, step + 1, pos_weight, record["entropy"], epoch, epochs)
-        bonus = next_bonus(c, bonus, record["entropy"])
+        pos_weight = next_pos_weight(c, step + 1, state["pos_weight"], record["entropy"], epoch, epochs)
+        state = {"step": step + 1, "pos_weight": pos_weight, "start_entropy": start_entropy,
+                 "bonus": next_bonus(c, state["bonus"], record["entropy"])}
         stopping = any(gather(bool(stop)))
-        if stopping or (step + 1) % c.save_every == 0 or step + 1 == c.steps:
-            policy.save(out / f"checkpoint-{step + 1:06d}", step=step + 1, pos_weight=pos_weight, bonus=bonus,
-                        start_entropy=start_entropy, optimizer=optimizer.state_dict())
+        if stopping or state["step"] % c.save_every == 0 or state["step"] == c.steps:
+            policy.save(out / f"checkpoint-{step + 1:06d}", **state, optimizer=optimizer.state_dict())
             for old in sorted(out.glob("checkpoint-*"))[:-c.keep] if RANK == 0 else ():
                 shutil.rmtree(old)
         if stopping:
@@ -1266,9 +1284,9 @@ def train(c):
         summary["after"] = evaluate(policy, held_out, reward, c)
         if RANK == 0:
             show_table(summary["before"], summary["after"])
-    summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset}
     gather(None)  # the log is whole
-    summary["speed"] = speed_of(out / "metrics.jsonl", c.reuse)
+    summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset,
+                "speed": speed_of(out / "metrics.jsonl", c.reuse)}
     write_text(summary_file, json.dumps(summary, indent=1))
     say(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
     say(json.dumps(summary["speed"]))
@@ -1291,21 +1309,25 @@ def correlation(xs, ys, ranked=False):
 
 def read_run(folder):
     """A finished run -> (config, held-out values before, values after, log), else None. The values after have
-    some of the log: the mean dH of each sign; r_dH, the correlation over the steps of the dH that the first
-    order predicts with the measured one; and, where a schedule holds the entropy, its mean distance from the
-    target over the last third of the steps."""
+    some of the log: reward and entropy on the prompts trained on, over the last tenth of the steps; the mean
+    dH of each sign; r_dH, the correlation over the steps of the dH that the first order predicts with the
+    measured one; and, where a schedule holds the entropy, its mean distance from the target over the last
+    third of the steps."""
     try:
         config, summary = (json.loads(Path(folder, f"{n}.json").read_text()) for n in ("config", "summary"))
         lines = Path(folder, "metrics.jsonl").read_text(encoding="utf8").splitlines()
+        log = [json.loads(line) for line in lines]
         before, after = (held_out_metrics(summary[when]) for when in ("before", "after"))
     except (OSError, KeyError, ValueError):
         return None
-    log, mean = [json.loads(line) for line in lines], statistics.fmean
-    after |= {name: mean(m[name] for m in log) for name in ("dH_pos", "dH_neg") if log}
-    after["r_dH"] = correlation([m["dH_pos"] + m["dH_neg"] for m in log], [m["dH"] for m in log])
-    if log and (config["pos_schedule"] == "entropy" or config["bonus_delta"]):
-        target, last = config["target_entropy"], log[len(log) * 2 // 3:]
-        after["off target"] = mean(abs(m["entropy"] - target) for m in last)
+    mean = statistics.fmean
+    if log:
+        last, target = log[len(log) * 9 // 10:], config["target_entropy"]
+        after |= {f"train {name}": mean(m[name] for m in last) for name in ("reward", "entropy")}
+        after |= {name: mean(m[name] for m in log) for name in ("dH_pos", "dH_neg")}
+        after["r_dH"] = correlation([m["dH_pos"] + m["dH_neg"] for m in log], [m["dH"] for m in log])
+        if config["pos_schedule"] == "entropy" or config["bonus_delta"]:
+            after["off target"] = mean(abs(m["entropy"] - target) for m in log[len(log) * 2 // 3:])
     return config, before, after, log
 
 
@@ -1340,9 +1362,11 @@ def report(patterns):
         seeds.setdefault(name_of(config), {})[config["seed"]] = after
         seeds["before training"][config["seed"]] = before
         logs.setdefault(name_of(config), []).append(log)
-    hidden = ("length", "truncated", "pass@1", "pass@2", "pass@4", "pass@16")
-    metrics = [name for name in runs[0][1] if name not in hidden]
-    columns = [*metrics, "off target", "dH_pos", "dH_neg", "r_dH"]
+    shared = [name for name in runs[0][1] if all(name in after for _, _, after, _ in runs)]
+    passes = [name for name in shared if name.startswith("pass@")]
+    hidden = {"length", "truncated", *passes[:-1]} - {"pass@8"}  # a table that can be read
+    metrics = [name for name in shared if name not in hidden]
+    columns = [*metrics, "train reward", "train entropy", "off target", "dH_pos", "dH_neg", "r_dH"]
     table = [["run", "seeds", *columns], ["---"] * (len(columns) + 2)]
     for name in sorted(seeds, key=lambda n: -statistics.fmean(v["entropy"] for v in seeds[n].values())):
         same = name.replace(name.split("-")[0], "grpo", 1)  # grpo with the same other flags, else plain grpo

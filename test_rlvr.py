@@ -1595,7 +1595,7 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
     """SIGKILL at ten random moments, again and again resumed, against a run that nobody disturbed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     FORKSERVER.set_forkserver_preload(["rlvr"])  # so that a start takes no seconds, and no thread is forked
-    flags = command(*short, "--steps 20 --save_every 2 --reuse 2")
+    flags = command(*short, "--steps 10 --save_every 2 --reuse 2")
     killed_at(100, ["--report", "nothing"])  # starts the server
     began = time.perf_counter()
     assert killed_at(100, [*flags, "--output_dir", str(tmp_path / "calm")]) == 0
