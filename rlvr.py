@@ -38,6 +38,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -649,6 +650,9 @@ def log_softmax_entropy(logits, temperature):
     return logp, -(logp.exp() * logp).sum(-1)
 
 
+LOOK = {"cpu": 1, "cuda": 8}  # after how many tokens sampling looks which responses are finished
+
+
 @torch.no_grad()
 def sample(policy, prompts, uniforms, temperature):
     """Decode G responses to each prompt, with a KV cache.
@@ -682,19 +686,21 @@ def sample(policy, prompts, uniforms, temperature):
             u = uniforms[rows, t].clamp(max=1 - 1e-6)[:, None]
             token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)            # (rows, 1)
             token = token.clamp(max=cdf.shape[1] - 1)
-            alive = ~finished[rows]            # a finished row rides along until it is retired
-            live = rows[alive]
-            tokens[live, t], entropy[live, t] = token[alive, 0], H[alive]
-            logp[live, t] = all_logp.gather(-1, token)[alive, 0]
-            lengths[live] += 1
-            finished[rows] |= torch.isin(token[:, 0], stop)
-            alive = ~finished[rows]
-            left = int(alive.sum())
-            if left == 0 or t == T - 1:
+            done = finished[rows]              # such a row rides along until it is retired
+            for grid, value in ((tokens, token), (entropy, H[:, None]), (logp, all_logp.gather(-1, token))):
+                grid[rows, t] = value[:, 0].masked_fill(done, 0)
+            lengths[rows] += ~done
+            finished[rows] = done | torch.isin(token[:, 0], stop)
+            if t == T - 1:
                 break
-            if left <= len(rows) // 2:         # retire finished rows: cost follows the tokens produced
-                cache.batch_select_indices(alive.nonzero()[:, 0])
-                rows, token, real, place = rows[alive], token[alive], real[alive], place[alive]
+            if t % LOOK[device.type] == 0:     # looking waits for the GPU: not at every token
+                alive = ~finished[rows]
+                left = int(alive.sum())
+                if left == 0:
+                    break
+                if left <= len(rows) // 2:     # retire finished rows: cost follows the tokens produced
+                    cache.batch_select_indices(alive.nonzero()[:, 0])
+                    rows, token, real, place = rows[alive], token[alive], real[alive], place[alive]
             logits = model(token, attention_mask=real[:, :P + t + 1], position_ids=place + t,
                            past_key_values=cache, use_cache=True).logits[:, -1]
     return tokens, lengths, finished, logp, entropy
@@ -749,27 +755,31 @@ def load_reward(name):
     return getattr(module, function)
 
 
-def rewards_of(rollouts, reward=None):
-    """Verify every response -> rewards (B,) on the CPU, and {row: reason} of those that cannot be judged:
-    they cannot be decoded, or the function raises. They get nan; one that was cut off, without answer, 0."""
-    errors = {i: "cannot be decoded" for i, text in enumerate(rollouts.texts) if text is None}
-    rewards, reward = torch.zeros(len(rollouts.texts)), reward or verify.REWARDS[rollouts.problems[0].kind]
-    mine = [i for i, end in enumerate(rollouts.finished) if end and i not in errors][RANK::WORLD]
+def judge(rollouts, reward=None):
+    """Verify this process's share of the responses -> {row: reward} and {row: why there is none}: it cannot
+    be decoded, or the function raises on it. One that was cut off has given no answer: 0."""
+    mine = range(len(rollouts.texts))[RANK::WORLD]
+    errors = {i: "cannot be decoded" for i in mine if rollouts.texts[i] is None}
+    asked = [i for i in mine if rollouts.finished[i] and i not in errors]
+    reward = reward or verify.REWARDS[rollouts.problems[0].kind]
     try:
-        verdicts, raised = verify.verify_batch(reward, [rollouts.texts[i] for i in mine],
-                                               [rollouts.problems[i].answer for i in mine])
+        verdicts, raised = verify.verify_batch(reward, [rollouts.texts[i] for i in asked],
+                                               [rollouts.problems[i].answer for i in asked])
     except TimeoutError as error:
         fail("the reward function hangs", error)
-    rewards[mine] = torch.tensor(verdicts)
-    for others in gather({mine[j]: f"{type(error).__name__}: {error}" for j, error in raised.items()}):
-        errors |= others
-    rewards = all_sum(rewards)
-    rewards[list(errors)] = math.nan
+    errors |= {asked[j]: f"{type(error).__name__}: {error}" for j, error in raised.items()}
+    return dict.fromkeys(mine, 0.0) | dict(zip(asked, verdicts)) | dict.fromkeys(errors, math.nan), errors
+
+
+def rewards_of(judged):
+    """What judge() returned, in all processes -> rewards (B,) on the CPU, nan where there is none, and
+    {row: reason} of those."""
+    rewards, errors = ({i: x for part in parts for i, x in part.items()} for parts in zip(*gather(judged)))
     if len(errors) == len(rewards):
         fail("no response can be judged", next(iter(errors.values())))
     if errors:
         warn("some responses cannot be judged and are left out with their groups: see error in samples.jsonl")
-    return rewards, errors
+    return torch.tensor([rewards[i] for i in range(len(rewards))]), errors
 
 
 def advantages(rewards, kind="std"):
@@ -937,7 +947,7 @@ def evaluate(policy, problems, reward, c):
     probabilities), length (tokens), truncated (share)."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
-    rewards, _ = rewards_of(rollouts, reward)                                       # (B,)
+    rewards, _ = rewards_of(judge(rollouts, reward))                                # (B,)
     right = rewards.view(-1, K) > 0.5                                               # (problems, K)
     ks = [2**i for i in range(K.bit_length())]
     solved = torch.tensor([[pass_at_k(K, n, k) for k in ks] for n in right.sum(-1).tolist()])
@@ -1180,7 +1190,7 @@ def train(c):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    stop = stop_on_signals()
+    stop, background = stop_on_signals(), ThreadPoolExecutor(1)
     bar = tqdm(range(state["step"], c.steps), c.preset, c.steps, initial=state["step"], unit="step",
                disable=RANK > 0)
     for step in bar:
@@ -1195,15 +1205,9 @@ def train(c):
         B, tokens = mask.shape[0], int(mask.sum())
         clock.append(now())
 
-        # 2. Verify them.
-        rewards, errors = rewards_of(rollouts, reward)                              # (B,)
-        clock.append(now())
-
-        # 3. Compare each response with its group; all its tokens get its advantage.
-        groups = rewards.view(-1, c.group_size)                                     # (prompts, G)
-        advantage = advantages(groups, c.advantage).view(-1, 1).to(device)          # (B, 1)
-
-        # 4. Score: log-probabilities under the policy that sampled, by the code that trains; entropy.
+        # 2. Verify them, in the background. 3. Meanwhile score: log-probabilities under the policy that
+        # sampled, by the code that trains; entropy.
+        judged = background.submit(judge, rollouts, reward)
         old_logp, entropy = rollouts.score_all(policy, range(B), c)                 # (B, T)
         gap = (old_logp - rollouts.logp).abs()
         if not torch.isfinite(old_logp).all():
@@ -1213,8 +1217,14 @@ def train(c):
         if gap.sum() > 0.1 * tokens:
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")
-        A, alive, penalized = variants(c, advantage, old_logp, entropy, mask, c.seed, "drop", step)
         clock.append(now())
+        rewards, errors = rewards_of(judged.result())                               # (B,)
+        clock.append(now())
+
+        # 4. Compare each response with its group; all its tokens get its advantage.
+        groups = rewards.view(-1, c.group_size)                                     # (prompts, G)
+        advantage = advantages(groups, c.advantage).view(-1, 1).to(device)          # (B, 1)
+        A, alive, penalized = variants(c, advantage, old_logp, entropy, mask, c.seed, "drop", step)
 
         # 5. Update the policy, several times. Did the entropy of the same tokens then move as dH says?
         optimizer.param_groups[0]["lr"] = lr = c.lr * min(1.0, (step + 1) / max(1, c.warmup_steps))
@@ -1251,7 +1261,7 @@ def train(c):
                    "truncated": 1 - sum(rollouts.finished) / B, "ungraded": len(errors), "tokens": tokens,
                    "logp_gap": gap.max().item(), "logp_gap_mean": gap.sum().item() / tokens,
                    "ratio_gap": stats["ratio_gap"]}
-        for name, start, end in zip(("sample", "verify", "score", "update"), clock, clock[1:]):
+        for name, start, end in zip(("sample", "score", "verify", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
         append_lines(out / "metrics.jsonl", [record])
         shown = list(range(0, B, max(1, B // max(1, c.log_samples))))[:c.log_samples]

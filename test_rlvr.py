@@ -359,7 +359,7 @@ def test_sampler_equals_slow_twin(policy):
     assert len(set(lengths.tolist())) > 2 and not tokens[:, 15][lengths < 16].any()
 
 
-def test_retiring_and_batching_change_nothing(policy):
+def test_retiring_and_batching_change_nothing(policy, monkeypatch):
     policy = replace(policy, stop_ids=list(range(0, 320, 5)))
     uniforms = torch.rand(48, 16, generator=torch.Generator().manual_seed(4))
     together = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
@@ -368,6 +368,9 @@ def test_retiring_and_batching_change_nothing(policy):
         assert torch.equal(alone[0], together[0][16 * i : 16 * i + 16]) and torch.equal(
             alone[1], together[1][16 * i : 16 * i + 16]
         )
+    monkeypatch.setitem(rlvr.LOOK, "cpu", 5)  # finished rows ride along for longer
+    for seldom, always in zip(rlvr.sample(policy, PROMPTS, uniforms, 1.0), together):
+        assert torch.allclose(seldom, always, atol=1e-5)
 
 
 def test_cost_follows_the_tokens_produced(policy):
@@ -536,7 +539,7 @@ def test_a_cut_off_response_gets_no_reward():
         texts=["\\boxed{4}"] * 2,
         finished=[True, False],
     )
-    assert rlvr.rewards_of(rollouts)[0].tolist() == [1.0, 0.0]
+    assert rlvr.rewards_of(rlvr.judge(rollouts))[0].tolist() == [1.0, 0.0]
 
 
 def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
@@ -549,17 +552,17 @@ def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
         finished=[True] * 6,
     )
     with pytest.warns(UserWarning, match="left out"):
-        rewards, errors = rlvr.rewards_of(rollouts, reward)
+        rewards, errors = rlvr.rewards_of(rlvr.judge(rollouts, reward))
     assert rewards.isnan().tolist() == [False, False, True, False, True, False]
     assert errors == {2: "KeyError: 'odd'", 4: "cannot be decoded"}
     advantage = rlvr.advantages(rewards.view(3, 2))
     assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
     rollouts.texts = ["odd"] * 6
     with pytest.raises(SystemExit, match="no response can be judged: KeyError"):
-        rlvr.rewards_of(rollouts, reward)
+        rlvr.rewards_of(rlvr.judge(rollouts, reward))
     monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
     with pytest.raises(SystemExit, match="the reward function hangs"):
-        rlvr.rewards_of(rollouts, lambda response, answer: time.sleep(1))
+        rlvr.judge(rollouts, lambda response, answer: time.sleep(1))
 
 
 def test_half_a_character_is_no_crash():
