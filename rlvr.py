@@ -6,10 +6,12 @@ entropy collapses on the way: its answers get less varied and over-confident. "R
 Reinforcement Learning for Large Reasoning Models" (arXiv 2511.05993) finds that tokens with a positive
 advantage drive the collapse. So their loss gets a weight, lambda, and lambda steers the entropy.
 
-    python rlvr.py                                                            # a demo on a laptop CPU, no
-    network python rlvr.py --preset grpo                                              # the same without the
-    method python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k  # a real model on one GPU
-    python rlvr.py --help                                                     # every knob
+    python rlvr.py                                          # a demo on a laptop CPU, no network needed
+    python rlvr.py --preset grpo                            # the same without the method
+    python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k    # a real model on one GPU
+    torchrun --nproc_per_node 8 rlvr.py --model ...         # the same run, its work shared by eight
+    python rlvr.py --report 'runs/*'                        # compare runs
+    python rlvr.py --help                                   # every knob
 
 One step, in the order of this file: sample G responses to each prompt; verify them; turn the rewards of each
 group into advantages; score every token (log-probability, entropy); update the policy with the clipped,
@@ -224,10 +226,11 @@ def parse_config(argv):
     if early.preset not in PRESETS:
         fail(f"--preset {early.preset}: unknown; choose from {', '.join(PRESETS)}")
     if early.resume:
-        saved = Path(early.resume, "config.json")
-        if not saved.is_file():
-            fail(f"--resume {early.resume}: no config.json there; give the folder of a run")
-        parser.set_defaults(**json.loads(saved.read_text()))
+        try:
+            saved = json.loads(Path(early.resume, "config.json").read_text())
+            parser.set_defaults(**{f.name: saved[f.name] for f in fields(Config) if f.name in saved})
+        except (OSError, ValueError, TypeError) as error:
+            fail(f"--resume {early.resume}: no config.json of a run there", error)
     else:
         parser.set_defaults(**defaults(early.preset, early.model))
     c = Config(**vars(parser.parse_args(argv)))
@@ -275,6 +278,7 @@ def check_config(c, explicit=()):
              f"--pos_delta does nothing with --pos_schedule {c.pos_schedule}"),
             (c.pos_schedule != "entropy" and not c.bonus_delta and "target_entropy" in explicit,
              "--target_entropy needs --pos_schedule entropy or a --bonus_delta"),
+            (c.step is not None and not c.show, "--step goes with --show"),
             (c.dataset == "countdown" and idle, f"--{', --'.join(idle)}: means nothing for countdown")):
         if wrong:
             fail(message)
@@ -1002,7 +1006,7 @@ def open_run(c):
     config_file, summary_file = out / "config.json", out / "summary.json"
     if c.overwrite and config_file.exists():
         shutil.rmtree(out)
-    if not (out.exists() and any(out.iterdir())):
+    if not (out.exists() and any(not file.name.endswith(".new") for file in out.iterdir())):
         return out, None, False
     saved = json.loads(config_file.read_text()) if config_file.exists() else None
     changed = sorted(f"--{n}" for n, value in saved_config(c).items() if saved and value != saved.get(n))
@@ -1026,7 +1030,7 @@ def append_lines(file, records):
     """Append JSON lines; the file is closed, and so flushed, at once."""
     if RANK > 0:
         return
-    with open(file, "a", encoding="utf8") as lines:
+    with open(file, "a", encoding="utf8", errors="backslashreplace") as lines:  # half a character is no crash
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
@@ -1467,6 +1471,8 @@ def main(argv=None):
         show(c.show, c.step) if c.show else report(c.report) if c.report else train(c)
     except KeyboardInterrupt:
         fail("interrupted; what was saved before is untouched")
+    except OSError as error:  # a full disk, a folder without permission
+        fail("a file cannot be read or written; what was saved before is untouched", error)
     finally:
         if WORLD > 1:
             torch.distributed.destroy_process_group()
