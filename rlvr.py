@@ -1044,11 +1044,12 @@ def write_text(file, text):
 
 
 def stop_on_signals():
-    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the next signal is immediate."""
+    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the same again stops at once. (torchrun
+    passes a Ctrl-C on as a SIGTERM, to processes that have had it already.)"""
     seen = []
 
     def on_signal(number, frame):
-        if seen:
+        if number in seen:
             raise KeyboardInterrupt
         seen.append(number)
         tqdm.write("stopping after this step; once more stops at once and loses the step")
@@ -1292,7 +1293,7 @@ def train(c):
         if stopping:
             fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
 
-    stop.append("the loop is over")
+    stop += [signal.SIGINT, signal.SIGTERM]  # no loop looks any more: the next one stops at once
     policy.save(out / "final")
     if held_out:
         summary["after"] = evaluate(policy, held_out, reward, c)
