@@ -1513,6 +1513,31 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     assert read_lines(tmp_path / "run" / "metrics.jsonl") != read_lines(run.out / "metrics.jsonl")
 
 
+def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path):
+    (tmp_path / "same.py").write_text("def same(response, answer):\n    return 0\n")
+    flags = ["--model", folders / "demo", "--preset grpo --reward", f"{tmp_path / 'same.py'}:same", *SHORT]
+    rlvr.main(command(*flags, "--output_dir", tmp_path / "plain"))
+    assert torch.equal(weights(tmp_path / "plain" / "final"), weights(folders / "demo"))
+    flags = [*flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --output_dir", tmp_path / "bonus"]
+    rlvr.main(command(*flags, "--bonus_delta 0"))
+    log = read_lines(tmp_path / "bonus" / "metrics.jsonl")
+    assert all(m["zero_adv"] == 1 and m["dH"] > 0 for m in log)
+
+
+def test_kl_penalty_holds_the_policy(short, tmp_path):
+    """All tokens penalised, heavily: over many passes the policy stays closer to the one that sampled."""
+    moved = {}
+    for penalty in (0, 100):
+        flags = (
+            f"--preset grpo --eps_high inf --eps_low inf --reuse 8 --cov_share {bool(penalty) * 1} --lr 3e-3"
+        )
+        out = tmp_path / str(penalty)
+        rlvr.main(command(*short, flags, f"--cov_penalty {penalty} --output_dir {out}"))
+        log = read_lines(out / "metrics.jsonl")
+        moved[penalty] = sum(m["ratio_pos"] - m["ratio_neg"] for m in log)
+    assert 0 < moved[100] < 0.5 * moved[0]
+
+
 def test_two_processes_make_the_same_run(run, short, tmp_path):
     """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
