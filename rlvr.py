@@ -990,7 +990,7 @@ def show_table(before, after):
         print(f"{name:18}{old:10.3f}{new:10.3f}" + (f"   {low:.3f} to {high:.3f}" if low is not None else ""))
 
 
-# ------------------------------------------------------------------------------------------------ 9. training
+# ------------------------------------------------------------------------------------- 9. the folder of a run
 
 def saved_config(c):
     """The config as config.json has it: no infinity, which JSON lacks, nothing that only steers the start."""
@@ -1043,6 +1043,39 @@ def write_text(file, text):
         new.replace(file)
 
 
+def origin():
+    """What repeats a run, beside its config: the command, the versions, the commit of this file."""
+    here = str(Path(__file__).resolve().parent)
+    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "command": sys.argv, "commit": commit or None,
+            "python": platform.python_version(), "torch": torch.__version__,
+            "transformers": transformers.__version__, "processes": WORLD, "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
+
+
+def speed_of(log_file, reuse):
+    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
+    stage; and the peak memory of this process in GiB: on the GPU, else in all (not on Windows)."""
+    lines = log_file.read_text(encoding="utf8").splitlines() if log_file.exists() else []  # a run of no steps
+    log, speed = [json.loads(line) for line in lines], {}
+    for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
+        seconds = [m[f"seconds_{stage}"] for m in log[1:] or log] or [0.0]
+        speed[f"seconds_{stage}"] = statistics.median(seconds)
+        if passes and log:
+            rates = [m["tokens"] * passes / s for m, s in zip(log[1:] or log, seconds)]
+            speed[f"tokens_per_second_{stage}"] = statistics.median(rates)
+    if torch.cuda.is_available():
+        speed["peak_memory"] = torch.cuda.max_memory_allocated() / 2**30
+    elif sys.platform != "win32":
+        import resource
+        unit = 1 if sys.platform == "darwin" else 1024
+        speed["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return speed
+
+
+# ----------------------------------------------------------------------------------------------- 10. training
+
 def stop_on_signals():
     """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the same again stops at once. (torchrun
     passes a Ctrl-C on as a SIGTERM, to processes that have had it already.)"""
@@ -1056,17 +1089,6 @@ def stop_on_signals():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     return seen
-
-
-def origin():
-    """What repeats a run, beside its config: the command, the versions, the commit of this file."""
-    here = str(Path(__file__).resolve().parent)
-    git = ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=40"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    return {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "command": sys.argv, "commit": commit or None,
-            "python": platform.python_version(), "torch": torch.__version__,
-            "transformers": transformers.__version__, "processes": WORLD, "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
 
 
 def look_out(c, record, start):
@@ -1088,26 +1110,6 @@ def look_out(c, record, start):
              "sampler and trainer drift apart (logp_gap_mean), and the ratios are wrong by as much")):
         if wrong:
             warn(text)
-
-
-def speed_of(log_file, reuse):
-    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
-    stage; and the peak memory of this process in GiB: on the GPU, else in all (not on Windows)."""
-    log = [json.loads(line) for line in log_file.read_text(encoding="utf8").splitlines()]
-    speed = {}
-    for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
-        seconds = [m[f"seconds_{stage}"] for m in log[1:] or log] or [0.0]
-        speed[f"seconds_{stage}"] = statistics.median(seconds)
-        if passes and log:
-            rates = [m["tokens"] * passes / s for m, s in zip(log[1:] or log, seconds)]
-            speed[f"tokens_per_second_{stage}"] = statistics.median(rates)
-    if torch.cuda.is_available():
-        speed["peak_memory"] = torch.cuda.max_memory_allocated() / 2**30
-    elif sys.platform != "win32":
-        import resource
-        unit = 1 if sys.platform == "darwin" else 1024
-        speed["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    return speed
 
 
 def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, state, c):
@@ -1307,7 +1309,7 @@ def train(c):
     say(json.dumps(summary["speed"]))
 
 
-# ------------------------------------------------------------------------------------------------- 10. report
+# ----------------------------------------------------------------------------- 11. comparing and reading runs
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # t, 97.5 %, for 1 to 9 degrees of freedom
 
@@ -1455,7 +1457,7 @@ def show(folder, step=None):
         print()
 
 
-# --------------------------------------------------------------------------------------------------- 11. main
+# --------------------------------------------------------------------------------------------------- 12. main
 
 def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here

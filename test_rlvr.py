@@ -482,6 +482,7 @@ def test_ngram_diversity():
     assert rlvr.ngram_diversity([[1, 2, 3, 4], [5, 6, 7, 8]]) == 1.0
     assert rlvr.ngram_diversity([[1, 2, 3, 4]] * 4) == 0.25
     assert rlvr.ngram_diversity([[7, 7, 7]]) == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)  # no 4-gram
+    assert rlvr.ngram_diversity([[1] * 4] * 2) == pytest.approx((1 / 8 + 1 / 6 + 1 / 4 + 1 / 2) / 4)
     assert rlvr.ngram_diversity([[]]) == 0.0
 
 
@@ -601,7 +602,7 @@ def test_demo_tokenizer_survives_auto_tokenizer(folders):
 
 def test_a_saved_demo_policy_is_the_demo_again(folders):
     c = config(folders / "demo")
-    assert c.group_size == rlvr.DEMO["group_size"] and config(folders / "qwen").group_size != c.group_size
+    assert c.lr == rlvr.DEMO["lr"] and config(folders / "qwen").lr != c.lr
     policy = rlvr.load_policy(c)
     train, held_out = rlvr.load_problems(replace(c, num_prompts=200, eval_prompts=20), policy)
     assert train[0].prompt == rlvr.compact_countdown(**train[0].answer)
