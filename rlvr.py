@@ -82,6 +82,11 @@ def gather(value):
     return values
 
 
+def gather_dict(part):
+    """-> one dict of what the processes have here, each its own keys."""
+    return {key: value for other in gather(part) for key, value in other.items()}
+
+
 def all_sum(tensor):
     """Sum a tensor over the processes, in place."""
     if WORLD > 1:
@@ -259,10 +264,10 @@ def check_config(c, explicit=()):
     """Fail in one line on a value out of range, or on flags that contradict each other (`explicit` ones)."""
     for f in fields(c):
         value, allowed = getattr(c, f.name), f.metadata["metavar"]
-        sign, _, bound = (allowed or "> -inf").partition(" ")
-        if allowed and value is not None and not (value > float(bound) or
-                                                  sign == ">=" and value == float(bound)):
-            fail(f"--{f.name} {value}: must be {allowed}")
+        if allowed and value is not None:
+            sign, bound = allowed.split()
+            if not (value > float(bound) if sign == ">" else value >= float(bound)):
+                fail(f"--{f.name} {value}: must be {allowed}")
     idle = sorted({"subset", "split", "prompt_column", "answer_column"} & set(explicit))
     for wrong, message in (
             (c.prompts_per_step % c.updates_per_batch,
@@ -729,8 +734,8 @@ def rollout(policy, problems, group_size, c, *coordinates):
         numbers = [uniforms(group_size, c.max_new_tokens, *coordinates, i) for i in places]
         part = sample(policy, [problems[i].ids for i in places], torch.cat(numbers), c.temperature)
         parts[start] = [x.cpu() for x in part]
-    every = {start: part for parts in gather(parts) for start, part in parts.items()}
-    grids = map(torch.cat, zip(*(every[start] for start in starts)))
+    parts = gather_dict(parts)
+    grids = map(torch.cat, zip(*(parts[start] for start in starts)))
     tokens, lengths, finished, logp, entropy = (x.to(device) for x in grids)
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
@@ -778,7 +783,7 @@ def judge(rollouts, reward=None):
 def rewards_of(judged):
     """What judge() returned, in all processes -> rewards (B,) on the CPU, nan where there is none, and
     {row: reason} of those."""
-    rewards, errors = ({i: x for part in parts for i, x in part.items()} for parts in zip(*gather(judged)))
+    rewards, errors = map(gather_dict, judged)
     if len(errors) == len(rewards):
         fail("no response can be judged", next(iter(errors.values())))
     if errors:
@@ -812,8 +817,9 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
     def chunk(hidden, targets):
         logp, entropy = log_softmax_entropy(head(hidden), temperature)              # (n, V), (n,)
         with torch.no_grad():
-            push = logp.exp() * (logp + entropy[:, None])                           # (n, V)
-            f = push.gather(-1, targets[:, None])[:, 0] - (logp.exp() * push).sum(-1)
+            p = logp.exp()                                                          # (n, V)
+            push = p * (logp + entropy[:, None])
+            f = push.gather(-1, targets[:, None])[:, 0] - (p * push).sum(-1)
         return logp.gather(-1, targets[:, None])[:, 0], entropy, f
 
     size = max(1, max_logits // head.weight.shape[0])
@@ -1034,6 +1040,10 @@ def append_lines(file, records):
         lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
+def read_lines(file):
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf8").splitlines()]
+
+
 def write_text(file, text):
     """Write a file, and the folder that it is in, at once: whatever interrupts leaves the old or the new."""
     if RANK == 0:
@@ -1057,13 +1067,13 @@ def origin():
 def speed_of(log_file, reuse):
     """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
     stage; and the peak memory of this process in GiB: on the GPU, else in all (not on Windows)."""
-    lines = log_file.read_text(encoding="utf8").splitlines() if log_file.exists() else []  # a run of no steps
-    log, speed = [json.loads(line) for line in lines], {}
+    log, speed = read_lines(log_file) if log_file.exists() else [], {}  # no log: a run of no steps
+    log = log[1:] or log
     for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
-        seconds = [m[f"seconds_{stage}"] for m in log[1:] or log] or [0.0]
+        seconds = [m[f"seconds_{stage}"] for m in log] or [0.0]
         speed[f"seconds_{stage}"] = statistics.median(seconds)
         if passes and log:
-            rates = [m["tokens"] * passes / s for m, s in zip(log[1:] or log, seconds)]
+            rates = [m["tokens"] * passes / s for m, s in zip(log, seconds)]
             speed[f"tokens_per_second_{stage}"] = statistics.median(rates)
     if torch.cuda.is_available():
         speed["peak_memory"] = torch.cuda.max_memory_allocated() / 2**30
@@ -1289,7 +1299,7 @@ def train(c):
                  "bonus": next_bonus(c, state["bonus"], record["entropy"])}
         stopping = any(gather(bool(stop)))
         if stopping or state["step"] % c.save_every == 0 or state["step"] == c.steps:
-            policy.save(out / f"checkpoint-{step + 1:06d}", **state, optimizer=optimizer.state_dict())
+            policy.save(out / f"checkpoint-{state['step']:06d}", **state, optimizer=optimizer.state_dict())
             for old in sorted(out.glob("checkpoint-*"))[:-c.keep] if RANK == 0 else ():
                 shutil.rmtree(old)
         if stopping:
@@ -1299,9 +1309,10 @@ def train(c):
     policy.save(out / "final")
     if held_out:
         summary["after"] = evaluate(policy, held_out, reward, c)
-        if RANK == 0:
-            show_table(summary["before"], summary["after"])
-    gather(None)  # the log is whole
+    if RANK > 0:
+        return
+    if held_out:
+        show_table(summary["before"], summary["after"])
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset,
                 "speed": speed_of(out / "metrics.jsonl", c.reuse)}
     write_text(summary_file, json.dumps(summary, indent=1))
@@ -1332,8 +1343,7 @@ def read_run(folder):
     third of the steps."""
     try:
         config, summary = (json.loads(Path(folder, f"{n}.json").read_text()) for n in ("config", "summary"))
-        lines = Path(folder, "metrics.jsonl").read_text(encoding="utf8").splitlines()
-        log = [json.loads(line) for line in lines]
+        log = read_lines(Path(folder, "metrics.jsonl"))
         before, after = (held_out_metrics(summary[when]) for when in ("before", "after"))
     except (OSError, KeyError, ValueError):
         return None
@@ -1431,7 +1441,7 @@ def show(folder, step=None):
     """Print the logged rollouts of a step: each token on a shade of its entropy, the advantage's sign in
     colour, the verdict and what the verifier judged. Plain text where the output is no terminal."""
     try:
-        samples = [json.loads(line) for line in Path(folder, "samples.jsonl").read_text("utf8").splitlines()]
+        samples = read_lines(Path(folder, "samples.jsonl"))
     except (OSError, ValueError) as error:
         fail(f"--show {folder}: no samples of a run there", error)
     steps = sorted({sample["step"] for sample in samples})

@@ -818,14 +818,19 @@ def sandbox():
     return UNSHARE if works else []
 
 
+def code_block(response):
+    """-> language and content of the last fenced block; empty strings if there is none or it never ends."""
+    parts = response.split("```")
+    language, _, code = parts[-2].partition("\n") if len(parts) % 2 and len(parts) > 2 else ("", "", "")
+    return language.strip().lower(), code
+
+
 def code_reward(response, tests=None, inputs=None, outputs=None):
     """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
     `outputs`, one for each of `inputs`. The one exception among the rewards: RuntimeError where there is no
     Linux."""
-    prefix, parts = sandbox(), str(response).split("```")
-    language, _, code = parts[-2].partition("\n") if len(parts) % 2 and len(parts) > 2 else ("", "", "")
-    known = language.strip().lower() in ("", "py", "python", "python3")
-    if not known or not code.strip() or not (tests or inputs):
+    prefix, (language, code) = sandbox(), code_block(str(response))
+    if language not in ("", "py", "python", "python3") or not code.strip() or not (tests or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
     grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -857,7 +862,7 @@ def verify_batch(reward, responses, answers, patience=300):
             rewards[i] = None
             try:
                 rewards[i] = float(reward(responses[i], answers[i]))
-            except (Exception, SystemExit) as error:  # a user's function may raise anything: the caller is told
+            except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
                 rewards[i], errors[i] = math.nan, error
             verdicts.append(i)
 
@@ -879,5 +884,5 @@ def extract(kind, response):
     if kind == "math":
         return final_answer(response)
     if kind == "code":
-        return response.split("```")[-2].partition("\n")[2] if response.count("```") > 1 else None
+        return code_block(response)[1] or None
     return response.rpartition("<answer>")[2].partition("</answer>")[0]
