@@ -24,6 +24,7 @@ distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt
 and response, N response tokens of all rows in one flat list, V vocabulary, D hidden size. """
 import argparse
+import copy
 import glob
 import importlib.util
 import json
@@ -55,8 +56,10 @@ import transformers
 from torch.utils.checkpoint import checkpoint
 from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
+from transformers import HfArgumentParser, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 import verify
@@ -192,6 +195,7 @@ class Config:
     max_new_tokens: int = knob(512, "longer responses are cut off and get reward 0", "> 0")
     sample_rows: int = knob(256, "responses decoded at once (memory: KV cache)", "> 0")
     micro_batch_tokens: int = knob(4096, "tokens per forward and backward pass (memory: activations)", "> 0")
+    eager_decoding: bool = knob(False, "on a GPU: decode without CUDA graphs, for models that have none")
     gradient_checkpointing: bool = knob(False, "recompute activations in backward: slower, less memory")
     eval_prompts: int = knob(64, "held-out prompts (0: no evaluation)", ">= 0")
     eval_samples: int = knob(32, "responses per held-out prompt", "> 0")
@@ -485,6 +489,16 @@ class Policy:
     model: torch.nn.Module   # any causal language model of transformers; fp32 weights
     tokenizer: object
     stop_ids: list           # a response ends with one of these tokens
+    eager_decoding: bool = False
+    decoder: object = field(default=None, init=False)  # the sampler's buffers, kept from batch to batch
+
+    def __post_init__(self):
+        config = self.model.config
+        self.model.set_attn_implementation("rlvr")
+        if (config._attn_implementation != "rlvr" or getattr(self.model, "_is_stateful", False) or
+                set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}):
+            fail(f"{type(self.model).__name__}: here all of a model's layers have to be attention, by the "
+                 "AttentionInterface of transformers; take another --model, such as a Qwen3 or a Llama")
 
     def save(self, folder, **state):
         """Write a Hugging Face folder, with `state` in trainer.pt: whole or, if interrupted, not at all."""
@@ -508,9 +522,13 @@ class Policy:
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
-    def autocast(self):
+    @property
+    def by_graph(self):
+        return self.model.device.type == "cuda" and not self.eager_decoding
+
+    def autocast(self, **options):
         device = self.model.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda", **options)
 
 
 def is_demo(model):
@@ -612,10 +630,63 @@ def load_policy(c, checkpoint_folder=None):
             module.p = 0.0
     if c.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, stop_ids)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Policy(model.eval().to(device), tokenizer, stop_ids, c.eager_decoding)
 
 
-# ------------------------------------------------------------------------------------------------ 4. sampling
+# ----------------------------------------------------------------------------------------------- 4. attention
+
+FAR = 2**40  # the position of padding: no token is that far, so none sees it
+
+
+def visible(places, keys, window=None):
+    """Positions of queries (b, T) and keys (b, K) -> the mask (b, 1, T, K) of what each query sees."""
+    places, keys = places[:, None, :, None], keys[:, None, None, :]
+    seen = keys <= places
+    return seen if window is None else seen & (keys > places - window)
+
+
+def attention(query, key, value, mask, scale):
+    """query (b, H, T, d), key and value (b, h, K, d), mask (b, 1, T, K) -> (b, H, T, d); H / h heads of the
+    queries share a head of the keys."""
+    shared, size = query.shape[1] // key.shape[1], query.shape
+    if query.shape[2] == 1:  # as the queries of one head: no key is copied when decoding
+        query = query.view(size[0], -1, shared, size[3])
+    elif shared > 1:
+        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    return out.reshape(*size[:3], value.shape[3])
+
+
+def attend(module, query, key, value, attention_mask, scaling=None, memory=None, sliding_window=None, **other):
+    """What every attention layer of a policy calls, with positions applied. `memory`, a Decoder or a Packed,
+    knows which keys there are and who sees them; without one this is the usual attention."""
+    if memory is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, scaling=scaling,
+                                               sliding_window=sliding_window, **other)
+    if other.get("softcap") is not None or other.get("s_aux") is not None:
+        fail(f"{type(module).__name__} caps its attention or has sinks, which this program does not know")
+    out = memory.attend(module.layer_idx, query, key, value, scaling, sliding_window)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("rlvr", attend)
+AttentionMaskInterface.register("rlvr", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def run(model, ids, place, memory):
+    """Tokens at their positions, both (b, T), through a model whose attention uses `memory`."""
+    no_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)  # memory has it: build none
+    return model(ids, position_ids=place, attention_mask=no_mask, memory=memory, use_cache=False)
+
+
+def pad_rows(lists, device):
+    """Lists of token ids -> (b, longest), padded with 0 on the right, and their lengths (b, 1)."""
+    rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], batch_first=True)
+    return rows.to(device), torch.tensor([[len(x)] for x in lists], device=device)
+
+
+# ------------------------------------------------------------------------------------------------ 5. sampling
 
 @dataclass
 class Rollouts:
@@ -635,8 +706,8 @@ class Rollouts:
 
     def micro_batches(self, rows, c):
         """Split rows into what fits a pass -> those of this process."""
-        sizes = {i: len(self.problems[i].ids) + len(self.responses[i]) for i in rows}
-        return micro_batches(rows, sizes, c.micro_batch_tokens)[RANK::WORLD]
+        prompts, responses = [tuple(p.ids) for p in self.problems], self.responses
+        return micro_batches(rows, prompts, responses, c.micro_batch_tokens)[RANK::WORLD]
 
     @torch.no_grad()
     def score_all(self, policy, rows, c):
@@ -659,7 +730,170 @@ def log_softmax_entropy(logits, temperature):
     return logp, -(logp.exp() * logp).sum(-1)
 
 
-LOOK = {"cpu": 1, "cuda": 8}  # after how many tokens sampling looks which responses are finished
+LOOK = {"cpu": 1, "cuda": 8}       # after how many tokens sampling looks which responses are finished
+BUCKET = {"cpu": 16, "cuda": 128}   # the KV cache grows by so many columns at once
+
+
+class Decoder:
+    """The sampler's state, for R rows. All of it stays where it is in memory and a step reads and writes
+    nothing else, not even a Python number: so a step can be captured as a CUDA graph, a launch in place of
+    the thousand that a model makes per token. A graph is for one width and length of the KV cache; widths are
+    powers of two and lengths multiples of BUCKET, so there are few. On a CPU the same step runs as it is.
+
+    The cache is the memory of attend(): keys and values of a layer are (width, heads, length, size), without
+    gaps at the start of their buffer; first the columns of the prompt, padded on the right, then the response's.
+    """
+    def __init__(self, policy, rows, columns, T, temperature):
+        def zeros(*shape, dtype=torch.long):
+            return torch.zeros(*shape, dtype=dtype, device=policy.model.device)
+
+        self.rows, self.columns, self.T, self.temperature = rows, columns, T, temperature
+        self.device, self.graphs, self.pool = policy.model.device, {}, None
+        self.by_graph = policy.by_graph
+        self.model = decoding_copy(policy.model) if self.device.type == "cuda" else policy.model
+        self.source, self.buffers = policy.model, {}  # layer -> keys and values: (buffer, heads, size)
+        self.stop = torch.tensor(policy.stop_ids, device=self.device)
+        self.uniforms, self.logp, self.entropy = (zeros(rows, T, dtype=torch.float) for _ in range(3))
+        self.tokens, self.lengths, self.finished = zeros(rows, T), zeros(rows), zeros(rows, dtype=torch.bool)
+        self.t = zeros(1)                       # the token to draw
+        # Of the rows that are still decoded, the first `width` of these:
+        self.row = zeros(rows)                  # which response it is
+        self.token, self.place = zeros(rows, 1), zeros(rows, 1)  # the token to read, its position
+        self.column = zeros(1)                  # its column in the cache, the same for all rows
+        self.places = zeros(rows, columns)      # the position of each column, FAR for padding
+
+    def fits(self, rows, columns, T, temperature):
+        return rows <= self.rows and columns <= self.columns and (T, temperature) == (self.T, self.temperature)
+
+    def read(self, prompts, uniforms, width):
+        """Start on new prompts, G responses each: fill the cache and draw the first tokens."""
+        B, U, P = len(uniforms), len(prompts), max(map(len, prompts))
+        self.G, self.width, self.length = B // U, width, round_up(P, BUCKET[self.device.type])
+        refresh(self.model, self.source)
+        ids, n = pad_rows(prompts, self.device)                                     # (U, P), (U, 1)
+        column = torch.arange(self.columns, device=self.device)
+        places = torch.where(column < P, column.masked_fill(column >= n, FAR), n + column - P)
+        for state, value in ((self.places, places), (self.place, n), (self.uniforms, uniforms)):
+            state[:B] = value.repeat_interleave(B // len(value), 0)
+        for state in (self.tokens, self.lengths, self.logp, self.entropy, self.t):
+            state.zero_()
+        torch.arange(self.rows, out=self.row)
+        torch.ge(self.row, B, out=self.finished)  # the width may be more than there are responses
+        self.column.fill_(P)
+        self.reading, self.masks = torch.arange(P, device=self.device).expand(U, P), {}
+        hidden = run(self.model.base_model, ids, self.reading, self).last_hidden_state
+        self.reading = None
+        last = hidden[torch.arange(U, device=self.device), n[:, 0] - 1]              # (U, D)
+        logits = self.model.get_output_embeddings()(last).repeat_interleave(self.G, 0)
+        self.draw(F.pad(logits, (0, 0, 0, width - B)))
+
+    def cells(self, layer, width, length):
+        """-> keys and values of a layer, as they lie in its buffers."""
+        return [buffer[:width * heads * length * size].view(width, heads, length, size)
+                for buffer, heads, size in self.buffers[layer]]
+
+    def attend(self, layer, query, key, value, scale, window):
+        """The attention of a layer, for attend()."""
+        if layer not in self.buffers:  # values have the type that Linear layers compute in
+            self.buffers[layer] = [(value.new_zeros(self.rows * self.columns * heads * size), heads, size)
+                                   for _, heads, _, size in (key.shape, value.shape)]
+        cached, w = self.cells(layer, self.width, self.length), self.width
+        if self.reading is not None:  # each prompt once, its keys and values for all responses
+            for cells, new in zip(cached, (key, value)):
+                new = new.repeat_interleave(self.G, 0)
+                cells[:new.shape[0], :, :new.shape[2]] = new
+            places = keys = self.reading
+        else:
+            for cells, new in zip(cached, (key, value)):
+                cells.index_copy_(2, self.column, new.to(cells.dtype))
+            (key, value), places, keys = cached, self.place[:w], self.places[:w, :self.length]
+        if window not in self.masks:
+            self.masks[window] = visible(places, keys, window)
+        return attention(query, key, value, self.masks[window], scale)
+
+    def resize(self, width, length):
+        """Keep `width` rows, unfinished ones first, and make room for `length` columns."""
+        order = self.finished[self.row[:self.width]].int().argsort(stable=True)[:width]
+        for state in (self.row, self.token, self.place, self.places):
+            state[:width] = state[order]
+        before, self.width, self.length = (self.width, self.length), width, length
+        for layer in self.buffers:
+            for old, new in zip(self.cells(layer, *before), self.cells(layer, width, length)):
+                new[:, :, :before[1]] = old.index_select(0, order)
+
+    def step(self):
+        """Read the last tokens, draw the next ones."""
+        w, self.masks = self.width, {}
+        logits = run(self.model, self.token[:w], self.place[:w], self).logits[:, -1]
+        self.place += 1
+        self.column += 1
+        self.draw(logits)
+
+    def draw(self, logits):
+        """Draw a token of each row from logits (width, V), and note it."""
+        row = self.row[:self.width]
+        all_logp, H = log_softmax_entropy(logits, self.temperature)                 # (width, V), (width,)
+        # Invert the distribution function at u: one number per token, whatever the batch. The first clamp
+        # keeps rounding from choosing past the last possible token, the second one is for NaN.
+        cdf = all_logp.exp().cumsum(-1)
+        u = self.uniforms[row, self.t].clamp(max=1 - 1e-6)[:, None]
+        token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True).clamp(max=cdf.shape[1] - 1)
+        done = self.finished[row]               # such a row rides along until it is retired
+        for grid, value in ((self.tokens, token), (self.entropy, H), (self.logp, all_logp.gather(-1, token))):
+            grid[row, self.t] = value.view(-1).masked_fill(done, 0)
+        self.lengths[row] += ~done
+        self.finished[row] = done | (token == self.stop).any(-1)
+        self.token[:self.width] = token
+        self.t += 1
+
+    def advance(self):
+        """A step, by the CUDA graph of this width and length; the first one runs as it is and is captured."""
+        key = self.width, self.length
+        if not self.by_graph:
+            self.step()
+        elif key in self.graphs:
+            self.graphs[key]()
+        else:
+            self.graphs[key] = self.capture()
+
+    def capture(self):
+        """Do a step, then capture one, which does nothing yet -> the function that replays it."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()  # they never run at the same time: one pool
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):         # on the stream of the capture, so that libraries are ready
+            self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            # thread_local: other threads, such as NCCL's, may go on using the GPU
+            with torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local"):
+                self.step()
+        except RuntimeError as error:
+            fail("this model's decoding step cannot be a CUDA graph; use --eager_decoding", error)
+        return graph.replay
+
+
+def round_up(number, multiple):
+    return -(-number // multiple) * multiple
+
+
+def decoding_copy(model):
+    """The model for sampling on a GPU: Linear layers have their weights in bf16, as autocast would cast them
+    again for each token; everything else is shared with the model. See refresh()."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in twin.modules():
+        if isinstance(module, torch.nn.Linear):
+            for name, p in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(p.detach().bfloat16(), requires_grad=False))
+    return twin
+
+
+def refresh(twin, model):
+    """Bring what the twin of decoding_copy() does not share up to date."""
+    for new, old in zip(twin.modules(), model.modules()):
+        if new is not old and isinstance(new, torch.nn.Linear):
+            for name, p in new.named_parameters(recurse=False):
+                p.copy_(getattr(old, name))
 
 
 @torch.no_grad()
@@ -670,49 +904,32 @@ def sample(policy, prompts, uniforms, temperature):
     token t of row b is a function of uniforms[b, t] and the distribution alone, so batching changes nothing.
     Returns tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T), entropy (B, T).
     """
-    model, device, (B, T), P = policy.model, policy.model.device, uniforms.shape, max(map(len, prompts))
-    G, uniforms, stop = B // len(prompts), uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
-    ids = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)  # (B/G, P), left padding
-    real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)  # (B/G, P) mask
-    tokens, lengths = (torch.zeros(n, dtype=torch.long, device=device) for n in ((B, T), B))
-    logp, entropy, finished = (torch.zeros(n, device=device) for n in ((B, T), (B, T), B))
-    finished = finished.bool()
+    (B, T), P, device = uniforms.shape, max(map(len, prompts)), policy.model.device
+    bucket, look = BUCKET[device.type], LOOK[device.type]
 
-    with policy.autocast():
-        # Each prompt is read once; its cache is then repeated for the G responses.
-        out = model(ids, attention_mask=real, position_ids=(real.cumsum(-1) - 1).clamp(min=0), use_cache=True,
-                    logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(G, 0)  # (B, V)
-        cache.batch_repeat_interleave(G)
-        real = F.pad(real, (0, T), value=1).repeat_interleave(G, 0)                 # (B, P + T)
-        place = real[:, :P].sum(-1, keepdim=True)                                   # (B, 1) next position
-        rows = torch.arange(B, device=device)  # which responses the rows of the shrinking batch are
-        for t in range(T):
-            all_logp, H = log_softmax_entropy(logits, temperature)                  # (rows, V), (rows,)
-            # Invert the distribution function at u: one number per token, whatever the batch. The first clamp
-            # keeps rounding from choosing past the last possible token, the second one is for NaN.
-            cdf = all_logp.exp().cumsum(-1)
-            u = uniforms[rows, t].clamp(max=1 - 1e-6)[:, None]
-            token = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)            # (rows, 1)
-            token = token.clamp(max=cdf.shape[1] - 1)
-            done = finished[rows]              # such a row rides along until it is retired
-            for grid, value in ((tokens, token), (entropy, H[:, None]), (logp, all_logp.gather(-1, token))):
-                grid[rows, t] = value[:, 0].masked_fill(done, 0)
-            lengths[rows] += ~done
-            finished[rows] = done | torch.isin(token[:, 0], stop)
-            if t == T - 1:
-                break
-            if t % LOOK[device.type] == 0:     # looking waits for the GPU: not at every token
-                alive = ~finished[rows]
-                left = int(alive.sum())
+    def width_of(rows):
+        return 1 << (rows - 1).bit_length() if policy.by_graph else rows
+
+    needs = width_of(B), round_up(P + T, bucket), T, temperature
+    if not (policy.decoder and policy.decoder.fits(*needs)):
+        policy.decoder = None  # give its memory back first
+        policy.decoder = Decoder(policy, *needs)
+    decoder = policy.decoder
+    with policy.autocast(cache_enabled=False):  # a cached weight would be gone when a graph is replayed
+        decoder.read(prompts, uniforms.to(device), width_of(B))
+        for t in range(1, T):
+            width = decoder.width
+            if (t - 1) % look == 0:             # looking waits for the GPU: not at every token
+                left = B - int(decoder.finished[:B].sum())
                 if left == 0:
                     break
-                if left <= len(rows) // 2:     # retire finished rows: cost follows the tokens produced
-                    cache.batch_select_indices(alive.nonzero()[:, 0])
-                    rows, token, real, place = rows[alive], token[alive], real[alive], place[alive]
-            logits = model(token, attention_mask=real[:, :P + t + 1], position_ids=place + t,
-                           past_key_values=cache, use_cache=True).logits[:, -1]
-    return tokens, lengths, finished, logp, entropy
+                if width_of(left) <= width // 2:  # retire rows: the cost follows the tokens produced
+                    width = width_of(left)
+            if width < decoder.width or P + t > decoder.length:
+                decoder.resize(width, round_up(P + t, bucket))
+            decoder.advance()
+    return tuple(x[:B].clone() for x in (decoder.tokens, decoder.lengths, decoder.finished, decoder.logp,
+                                         decoder.entropy))
 
 
 def decode(tokenizer, response, special=False):
@@ -827,33 +1044,85 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
     return tuple(map(torch.cat, zip(*(checkpoint(chunk, h, y, use_reentrant=False) for h, y in pieces))))
 
 
+class Packed:
+    """Prompts and responses in one flat sequence of N tokens, no padding, each prompt once for all of its
+    responses: the memory of attend() for scoring. Everything that a model does to one token at a time works on
+    that sequence; attention alone needs rows, and gathers them: first those of the prompts, each by itself,
+    then those of the responses, each behind its prompt."""
+    def __init__(self, prompts, owner, responses, device):
+        """prompts, responses: lists of token ids; owner: the number of each response's prompt."""
+        pieces, U = [*prompts, *responses], len(prompts)
+        size = torch.tensor([len(piece) for piece in pieces])
+        start, owner = size.cumsum(0) - size, torch.tensor(owner)
+        (prompt, is_prompt), (response, is_response) = (rows_of(start[i], size[i]) for i in
+                                                        (slice(U), slice(U, None)))
+        n, t = size[:U][owner][:, None], torch.arange(response.shape[1])            # (b, 1), (T,)
+        column = torch.arange(prompt.shape[1]).where(is_prompt, FAR)                # (U, P)
+        place = (n + t).expand(response.shape)                                      # (b, T)
+        self.ids = torch.tensor([[token for piece in pieces for token in piece]], device=device)  # (1, N)
+        self.place = torch.cat([column[is_prompt], place[is_response]])[None].to(device)          # (1, N)
+        # The place of the token before each response token: it predicts that one.
+        before = torch.cat([(start + size - 1)[owner][:, None], response], 1)       # (b, 1 + T)
+        first = torch.ones(len(owner), 1, dtype=torch.bool)
+        self.before = before[torch.cat([first, is_response], 1)].to(device)
+        # Of the prompts, then of the responses: what is gathered as queries (rows, T), as keys (rows, K), the
+        # positions of both, and where in the flat result the tokens of the sequence are.
+        self.blocks = [[x.to(device) for x in block] for block in (
+            (prompt, prompt, column, column, is_prompt.flatten().nonzero()[:, 0]),
+            (response, torch.cat([prompt[owner], response], 1), place, torch.cat([column[owner], place], 1),
+             is_response.flatten().nonzero()[:, 0]))]
+        self.masks = {}
+
+    def attend(self, layer, query, key, value, scale, window):
+        """The attention of a layer, for attend(): query (1, H, N, d) and so on -> (1, H, N, d)."""
+        def gather(x, index):
+            x = x[0].transpose(0, 1).index_select(0, index.flatten())               # (rows x T, H, d)
+            return x.unflatten(0, index.shape).transpose(1, 2)                      # (rows, H, T, d)
+
+        if window not in self.masks:
+            self.masks[window] = [visible(places, keys, window) for _, _, places, keys, _ in self.blocks]
+        flat = []
+        for (queries, keys, _, _, kept), mask in zip(self.blocks, self.masks[window]):
+            out = attention(gather(query, queries), gather(key, keys), gather(value, keys), mask, scale)
+            flat.append(out.transpose(1, 2).flatten(0, 1).index_select(0, kept))    # (tokens, H, d)
+        return torch.cat(flat).transpose(0, 1)[None]
+
+
+def rows_of(start, size):
+    """Pieces of a flat sequence, start and size (rows,) -> (rows, longest) places in it, and which are real."""
+    t = torch.arange(max(1, int(size.max())))
+    real = t < size[:, None]
+    return (start[:, None] + t).where(real, 0), real
+
+
 def score(policy, prompts, responses, temperature):
     """The trainer's view of some responses, lists of token ids -> logp, entropy and f of logp_entropy(), each
-    (b, T), 0 after the end of a response; T is the longest of these.
-
-    Prompt and response follow each other without a gap and rows are padded on the right: causal attention
-    then never sees padding, and no attention mask is needed.
-    """
-    model, device = policy.model, policy.model.device
-    ids = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses)]
-    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)         # (b, W)
-    start, length = (torch.tensor([[len(x)] for x in xs], device=device) for xs in (prompts, responses))
-    place = torch.arange(1, ids.shape[1], device=device)                            # of the token to predict
-    here = (place >= start) & (place < start + length)                              # (b, W - 1)
-    mask = torch.arange(int(length.max()), device=device) < length                  # (b, T)
+    (b, T), 0 after the end of a response; T is the longest of these."""
+    model, device, numbers = policy.model, policy.model.device, {}
+    owner = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
+    packed = Packed(numbers, owner, [response[:-1] for response in responses], device)  # nothing after the last
+    targets = torch.tensor([token for response in responses for token in response], device=device)  # (n,)
+    length = torch.tensor([[len(response)] for response in responses], device=device)
+    mask = torch.arange(max(map(len, responses)), device=device) < length           # (b, T)
     with policy.autocast():
-        hidden = model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]   # (b, W - 1, D)
-        flat = logp_entropy(hidden[here], model.get_output_embeddings(), ids[:, 1:][here], temperature)
+        hidden = run(model.base_model, packed.ids, packed.place, packed).last_hidden_state[0]  # (N, D)
+        hidden = hidden.index_select(0, packed.before)                              # (n, D)
+        flat = logp_entropy(hidden, model.get_output_embeddings(), targets, temperature)
     return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
 
 
-def micro_batches(rows, sizes, budget):
-    """Split rows into micro-batches of at most `budget` tokens with padding; alike lengths go together."""
-    batches = []
-    for row in sorted(rows, key=lambda i: sizes[i]):
-        if not batches or sizes[row] * (len(batches[-1]) + 1) > budget:  # this row is the longest so far
+def micro_batches(rows, prompts, responses, budget):
+    """Split rows into micro-batches of at most `budget` tokens; alike lengths go together, since attention
+    pads. prompts: a tuple of ids per row; the same one counts once in a micro-batch."""
+    batches, tokens, seen = [], math.inf, set()
+    for row in sorted(rows, key=lambda i: len(responses[i])):
+        cost = len(responses[row]) + (prompts[row] not in seen) * len(prompts[row])
+        if tokens + cost > budget:
             batches.append([])
+            tokens, seen, cost = 0, set(), len(responses[row]) + len(prompts[row])
         batches[-1].append(row)
+        seen.add(prompts[row])
+        tokens += cost
     return batches
 
 

@@ -29,8 +29,12 @@ os.environ.update(
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -55,6 +59,9 @@ CHATML = (
 )
 
 
+SLIDING = dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+
+
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -75,7 +82,8 @@ def bpe_tokenizer(pad_is_eos, chat_template=None):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Saved policies: a Qwen2 with a chat template, a Llama whose pad token is its eos token, a hasty demo."""
+    """Saved policies: a Qwen2 with a chat template, a Llama whose pad token is its eos token, a Gemma 3 one of
+    whose layers sees four tokens, a hasty demo."""
     root, sizes = (
         tmp_path_factory.mktemp("models"),
         dict(
@@ -93,6 +101,7 @@ def folders(tmp_path_factory):
     for name, model, tokenizer in (
         ("qwen", Qwen2ForCausalLM(Qwen2Config(**sizes)), bpe_tokenizer(False, CHATML)),
         ("llama", LlamaForCausalLM(LlamaConfig(**sizes)), bpe_tokenizer(True)),
+        ("gemma", Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **SLIDING)), bpe_tokenizer(False)),
     ):
         rlvr.Policy(model, tokenizer, [0]).save(root / name)
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +119,7 @@ def config(model, *flags):
     return rlvr.parse_config(command("--model", model, *flags))
 
 
-@pytest.fixture(params=["qwen", "llama", "demo"])
+@pytest.fixture(params=["qwen", "llama", "gemma", "demo"])
 def policy(folders, request):
     return rlvr.load_policy(
         config(folders / request.param, "--max_prompt_tokens", 32, "--max_new_tokens", 16)
@@ -258,11 +267,13 @@ def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
 
 def test_micro_batches_hold_the_budget_and_every_row():
     rand = random.Random(0)
-    sizes = [rand.randint(1, 40) for _ in range(100)]
-    batches = rlvr.micro_batches(range(100), sizes, 64)
-    assert sorted(sum(batches, [])) == list(range(100))
-    assert all(len(rows) * max(sizes[i] for i in rows) <= 64 or len(rows) == 1 for rows in batches)
-    assert rlvr.micro_batches([0], [99], 64) == [[0]]  # a row over the budget goes alone
+    prompts = [tuple(range(n)) for n in (3, 9, 17) for _ in range(40)]
+    responses = [[0] * rand.randint(1, 30) for _ in prompts]
+    batches = rlvr.micro_batches(range(120), prompts, responses, 64)
+    assert sorted(sum(batches, [])) == list(range(120))
+    costs = [sum(len(responses[i]) for i in b) + sum(map(len, {prompts[i] for i in b})) for b in batches]
+    assert max(costs) <= 64 and sum(costs) / len(costs) > 48  # full ones, with each prompt counted once
+    assert rlvr.micro_batches([119], prompts, responses, 4) == [[119]]  # a row over the budget goes alone
 
 
 # ------------------------------------------------------------------------------- log-probability and entropy
@@ -321,6 +332,18 @@ def test_score_equals_one_row_at_a_time(policy):
         assert not logp[i, len(r) :].any() and not entropy[i, len(r) :].any()
 
 
+def test_scoring_reads_each_prompt_once_and_no_padding(policy):
+    tokens = []
+    hook = policy.model.base_model.register_forward_hook(
+        lambda module, args, out: tokens.append(out.last_hidden_state[..., 0].numel())
+    )
+    prompts = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2
+    responses = [[4] * n for n in (2, 9, 1, 5, 30)]
+    shape = rlvr.score(policy, prompts, responses, 1.0)[0].shape
+    hook.remove()
+    assert shape == (5, 30) and tokens == [3 + 5 + sum(len(r) - 1 for r in responses)]
+
+
 # ----------------------------------------------------------------------------------------------------- sampler
 
 PROMPTS = [[5, 6, 7], [4, 0, 9, 10, 11, 12], [13]]  # unequal lengths, one with the pad or eos id inside
@@ -373,10 +396,73 @@ def test_retiring_and_batching_change_nothing(policy, monkeypatch):
         assert torch.allclose(seldom, always, atol=1e-5)
 
 
+class Tape(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat them
+    on those very tensors, whatever Python would do now. Reading a value on the host is no part of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select")
+        out = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for function, args, kwargs, out in self.calls:
+            for old, new in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs))):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def test_graphs_decode_token_for_token(policy, monkeypatch):
+    policy = replace(policy, stop_ids=list(range(0, 320, 9)))
+    numbers = [torch.rand(n, 24, generator=torch.Generator().manual_seed(n)) for n in (42, 30, 48)]
+    prompts = [PROMPTS, [PROMPTS[1], PROMPTS[2]], [[5] * 20, *PROMPTS]]  # the last needs larger buffers
+    steps = [rlvr.sample(policy, *args, 1.0) for args in zip(prompts, numbers)]
+    replays = []
+
+    def capture(decoder):
+        with Tape() as tape:
+            decoder.step()
+        return lambda: (replays.append(decoder.width), tape.replay())
+
+    policy.decoder = None
+    monkeypatch.setattr(rlvr.Policy, "by_graph", True)
+    monkeypatch.setattr(rlvr.Decoder, "capture", capture)
+    monkeypatch.setitem(rlvr.BUCKET, "cpu", 8)
+    for args, one_by_one in zip(zip(prompts, numbers), steps):
+        by_graph = rlvr.sample(policy, *args, 1.0)
+        assert all(map(torch.equal, one_by_one[:3], by_graph[:3]))
+        assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(one_by_one[3:], by_graph[3:]))
+    assert len(replays) > 20 and all(n & (n - 1) == 0 for n in replays)
+
+
+@pytest.mark.parametrize("name", ["qwen", "demo"])
+def test_decoding_copy_computes_what_autocast_does(folders, name):
+    """Without a second copy of what is not a Linear layer, and after the model's weights have changed."""
+    policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 9 --max_new_tokens 9"))
+    twin, ids = rlvr.decoding_copy(policy.model), torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        before = policy.model(ids).logits
+        for p in policy.model.parameters():
+            p += 0.1 * p.abs()
+        rlvr.refresh(twin, policy.model)
+        after = policy.model(ids).logits
+        assert torch.equal(twin(ids).logits, after) and not torch.equal(before, after)
+    bf16 = {name for name, p in twin.named_parameters() if p.dtype == torch.bfloat16}
+    assert bf16 and not any("norm" in name or "embed" in name for name in bf16)
+    assert twin.get_input_embeddings().weight is policy.model.get_input_embeddings().weight
+
+
 def test_cost_follows_the_tokens_produced(policy):
     """Rows that the model is given: at most twice the tokens produced, and one prefill per prompt."""
     policy, rows = replace(policy, stop_ids=list(range(0, 320, 5))), []
-    hook = policy.model.register_forward_hook(lambda module, inputs, out: rows.append(out.logits.shape[0]))
+    hook = policy.model.base_model.register_forward_hook(
+        lambda module, args, out: rows.append(len(out.last_hidden_state))
+    )
     uniforms = torch.rand(300, 16, generator=torch.Generator().manual_seed(4))
     lengths = rlvr.sample(policy, PROMPTS, uniforms, 1.0)[1]
     hook.remove()
