@@ -136,7 +136,7 @@ PRESETS = {  # every configuration that the paper compares, as changes to the de
 # What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
 DEMO = dict(steps=90, prompts_per_step=32, group_size=8, updates_per_batch=2, reuse=4, eps_low=0.05,
             eps_high=0.05, lr=1.5e-4, target_entropy=0.15, pos_delta=0.1, num_prompts=6000,
-            max_prompt_tokens=32, max_new_tokens=32, sample_rows=2048, micro_batch_tokens=2048,
+            max_prompt_tokens=32, max_new_tokens=32, sample_rows=2048,
             eval_prompts=256)
 # The same configurations in proportion to the demo's clip, and to its batches of few tokens.
 DEMO_PRESETS = {"clip_higher": dict(eps_high=0.07), "clip_lower": dict(eps_low=0.07),
@@ -698,6 +698,7 @@ class Rollouts:
     logp: torch.Tensor     # (B, T) log-probability of each token when it was drawn; 0 outside the mask
     entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
     mask: torch.Tensor     # (B, T)
+    bytes_read: int = 0    # at least so many were read to decode them, by this process
 
     def score(self, policy, rows, c):
         """score() of these rows -> logp, entropy, f, each (b, T'), T' the longest response of them."""
@@ -856,6 +857,16 @@ class Decoder:
         else:
             self.graphs[key] = self.capture()
 
+    def must_read(self, sizes, lengths):
+        """-> the bytes that decoding responses of these lengths (B,) to prompts of these sizes (B / G) cannot
+        but read: all weights for each token step, and all keys and values of each row for its next token."""
+        weights = sum(p.nbytes for module in self.model.modules() if not isinstance(module, torch.nn.Embedding)
+                      for p in module.parameters(recurse=False))
+        column = sum(heads * size * buffer.itemsize for layer in self.buffers.values()
+                     for buffer, heads, size in layer)
+        n, steps = torch.tensor(sizes).repeat_interleave(len(lengths) // len(sizes)), lengths - 1
+        return int(steps.max()) * weights + int((steps * n + steps * lengths // 2).sum()) * column
+
     def capture(self):
         """Do a step, then capture one, which does nothing yet -> the function that replays it."""
         self.pool = self.pool or torch.cuda.graph_pool_handle()  # they never run at the same time: one pool
@@ -944,13 +955,14 @@ def rollout(policy, problems, group_size, c, *coordinates):
     """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
     (such as seed, "train", step) and the place in `problems` seed the random numbers."""
     device, width = policy.model.device, max(1, min(c.sample_rows // group_size, -(-len(problems) // WORLD)))
-    starts, parts = range(0, len(problems), width), {}
+    starts, parts, bytes_read = range(0, len(problems), width), {}, 0
     quiet = RANK > 0 or len(starts) < 2 * WORLD
     for start in tqdm(starts[RANK::WORLD], desc="sampling", leave=False, disable=quiet):
         places = range(start, min(start + width, len(problems)))
         numbers = [uniforms(group_size, c.max_new_tokens, *coordinates, i) for i in places]
         part = sample(policy, [problems[i].ids for i in places], torch.cat(numbers), c.temperature)
         parts[start] = [x.cpu() for x in part]
+        bytes_read += policy.decoder.must_read([len(problems[i].ids) for i in places], parts[start][1])
     parts = gather_dict(parts)
     grids = map(torch.cat, zip(*(parts[start] for start in starts)))
     tokens, lengths, finished, logp, entropy = (x.to(device) for x in grids)
@@ -959,7 +971,7 @@ def rollout(policy, problems, group_size, c, *coordinates):
     mask = torch.arange(T, device=lengths.device) < lengths[:, None]                # (B, T)
     texts = [decode(policy.tokenizer, response) for response in responses]
     return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(), texts,
-                    logp[:, :T], entropy[:, :T], mask)
+                    logp[:, :T], entropy[:, :T], mask, bytes_read)
 
 
 # ---------------------------------------------------------------------------------- 5. rewards and advantages
@@ -1333,24 +1345,52 @@ def origin():
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()}
 
 
-def speed_of(log_file, reuse):
-    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
-    stage; and the peak memory of this process in GiB: on the GPU, else in all (not on Windows)."""
-    log, speed = read_lines(log_file) if log_file.exists() else [], {}  # no log: a run of no steps
-    log = log[1:] or log
-    for stage, passes in (("sample", 1), ("verify", 0), ("score", 1), ("update", reuse)):
-        seconds = [m[f"seconds_{stage}"] for m in log] or [0.0]
-        speed[f"seconds_{stage}"] = statistics.median(seconds)
-        if passes and log:
-            rates = [m["tokens"] * passes / s for m, s in zip(log, seconds)]
-            speed[f"tokens_per_second_{stage}"] = statistics.median(rates)
+def peak_memory():
+    """The most memory that this process had so far, in GiB: on the GPU, else in all (on Windows: unknown)."""
     if torch.cuda.is_available():
-        speed["peak_memory"] = torch.cuda.max_memory_allocated() / 2**30
-    elif sys.platform != "win32":
-        import resource
-        unit = 1 if sys.platform == "darwin" else 1024
-        speed["peak_memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-    return speed
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def now(device):
+    """Seconds of a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def copy_bandwidth(device, size=2**28):
+    """Bytes per second that a copy reads and writes."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = source.clone()
+    began = now(device)
+    for _ in range(10):
+        target.copy_(source)
+    return 10 * 2 * size / (now(device) - began)
+
+
+def speed_of(log, reuse, device):
+    """What a run took: medians over its steps, the first left out, of tokens per second and seconds per
+    stage; peak memory. For a GPU also which share of its memory bandwidth decoding used: bytes that it has to
+    read (see Decoder.must_read()) per second of sampling, over what a copy reaches."""
+    log, speed, stages = log[1:] or log, {}, ("sample", "score", "verify", "update")
+
+    def median(values):
+        return statistics.median(values) if log else 0.0  # no log: a run of no steps
+    for stage in stages:
+        speed[f"seconds_{stage}"] = median(m[f"seconds_{stage}"] for m in log)
+    speed["seconds_step"] = median(sum(m[f"seconds_{stage}"] for stage in stages) for m in log)
+    for stage, passes in (("sample", 1), ("score", 1), ("update", reuse)):
+        rate = median(m["tokens"] * passes / m[f"seconds_{stage}"] for m in log)
+        speed[f"tokens_per_second_{stage}"] = rate
+    if device.type == "cuda":
+        rate = median(m["bytes_read"] / m["seconds_sample"] for m in log)
+        speed["bandwidth_share"] = rate / copy_bandwidth(device)
+    return speed | {"peak_memory": peak_memory()}
 
 
 # ----------------------------------------------------------------------------------------------- 10. training
@@ -1471,17 +1511,12 @@ def train(c):
         summary["before"] = evaluate(policy, held_out, reward, c)
         write_text(summary_file, json.dumps(summary, indent=1))
 
-    def now():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     stop, background = stop_on_signals(), ThreadPoolExecutor(1)
     bar = tqdm(range(state["step"], c.steps), c.preset, c.steps, initial=state["step"], unit="step",
                disable=RANK > 0)
     for step in bar:
         # 1. Sample G responses to each prompt of this step; every epoch has its own order of the prompts.
-        clock = [now()]
+        clock = [now(device)]
         places = range(step * c.prompts_per_step, (step + 1) * c.prompts_per_step)
         orders = {e: random.Random(seed_of(c.seed, "order", e)).sample(problems, len(problems))
                   for e in {i // len(problems) for i in places}}
@@ -1489,7 +1524,7 @@ def train(c):
         rollouts = rollout(policy, batch, c.group_size, c, c.seed, "train", step)
         responses, mask = rollouts.responses, rollouts.mask                         # B lists, (B, T)
         B, tokens = mask.shape[0], int(mask.sum())
-        clock.append(now())
+        clock.append(now(device))
 
         # 2. Verify them, in the background. 3. Meanwhile score: log-probabilities under the policy that
         # sampled, by the code that trains; entropy.
@@ -1503,9 +1538,9 @@ def train(c):
         if gap.sum() > 0.1 * tokens:
             fail(f"step {step}: sampler and trainer disagree by {gap.sum() / tokens:.2f} nats a token on "
                  f"average; are the logits of {c.model} its head applied to its last hidden state?")
-        clock.append(now())
+        clock.append(now(device))
         rewards, errors = rewards_of(judged.result())                               # (B,)
-        clock.append(now())
+        clock.append(now(device))
 
         # 4. Compare each response with its group; all its tokens get its advantage.
         groups = rewards.view(-1, c.group_size)                                     # (prompts, G)
@@ -1527,7 +1562,7 @@ def train(c):
                  "is scoring random (dropout)?")
         some = range(0, B, 4)
         dH = (rollouts.score_all(policy, some, c)[1] - entropy)[some].sum() / mask[some].sum()
-        clock.append(now())
+        clock.append(now(device))
 
         # 6. Log, move lambda, save.
         solved = (groups > 0.5).any(-1).float().mean().item()
@@ -1546,7 +1581,8 @@ def train(c):
                    "zero_adv": (groups == groups[:, :1]).all(-1).float().mean().item(), "length": tokens / B,
                    "truncated": 1 - sum(rollouts.finished) / B, "ungraded": len(errors), "tokens": tokens,
                    "logp_gap": gap.max().item(), "logp_gap_mean": gap.sum().item() / tokens,
-                   "ratio_gap": stats["ratio_gap"]}
+                   "ratio_gap": stats["ratio_gap"], "bytes_read": rollouts.bytes_read,
+                   "peak_memory": peak_memory()}
         for name, start, end in zip(("sample", "score", "verify", "update"), clock, clock[1:]):
             record[f"seconds_{name}"] = end - start
         append_lines(out / "metrics.jsonl", [record])
@@ -1583,7 +1619,7 @@ def train(c):
     if held_out:
         show_table(summary["before"], summary["after"])
     summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset,
-                "speed": speed_of(out / "metrics.jsonl", c.reuse)}
+                "speed": speed_of(read_lines(out / "metrics.jsonl") if c.steps else [], c.reuse, device)}
     write_text(summary_file, json.dumps(summary, indent=1))
     say(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
     say(json.dumps(summary["speed"]))

@@ -457,6 +457,23 @@ def test_decoding_copy_computes_what_autocast_does(folders, name):
     assert twin.get_input_embeddings().weight is policy.model.get_input_embeddings().weight
 
 
+def test_bytes_that_decoding_must_read(policy):
+    """Counted token by token: every weight but the embedding, which is looked up; the keys and values so far."""
+    policy = replace(policy, stop_ids=list(range(0, 320, 9)))
+    lengths = rlvr.sample(policy, PROMPTS, torch.rand(12, 16), 1.0)[1]
+    model, c = policy.model, policy.model.config
+    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    column = c.num_hidden_layers * 2 * c.num_key_value_heads * head_size * 4
+    embedding = model.get_input_embeddings().weight
+    weights = 4 * (sum(p.numel() for p in model.parameters()) - embedding.numel())
+    if c.tie_word_embeddings:  # it is the head, too
+        weights += 4 * embedding.numel()
+    cached = sum(len(PROMPTS[i // 4]) + t for i, n in enumerate(lengths.tolist()) for t in range(1, n))
+    expected = (int(lengths.max()) - 1) * weights + cached * column
+    assert policy.decoder.must_read([len(p) for p in PROMPTS], lengths) == expected
+    assert rlvr.copy_bandwidth(torch.device("cpu"), 2**20) > 0
+
+
 def test_cost_follows_the_tokens_produced(policy):
     """Rows that the model is given: at most twice the tokens produced, and one prefill per prompt."""
     policy, rows = replace(policy, stop_ids=list(range(0, 320, 5))), []
@@ -1506,7 +1523,7 @@ def test_code_elsewhere_is_a_clear_error(monkeypatch):
 # ------------------------------------------------------------------------------------------- the whole thing
 
 METRICS = """step reward entropy entropy_pos entropy_neg lambda clip_pos clip_neg zero_adv length truncated grad_norm lr
-             logp_gap tokens seconds_sample seconds_verify seconds_score seconds_update""".split()
+             logp_gap tokens bytes_read peak_memory seconds_sample seconds_verify seconds_score seconds_update""".split()
 SHORT = [
     "--steps",
     4,
@@ -1523,7 +1540,7 @@ SHORT = [
 ]
 
 
-def read_lines(file, drop="seconds"):
+def read_lines(file, drop=("seconds", "peak_memory")):
     return [
         {k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
         for line in Path(file).read_text().splitlines()
@@ -1571,7 +1588,7 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     assert start["torch"] == torch.__version__ and "--steps" in start["command"] and "commit" in start
     speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
     assert speed == summary["speed"] and all(value > 0 for value in speed.values())
-    assert {"tokens_per_second_sample", "seconds_update", "peak_memory"} <= set(speed)
+    assert {"tokens_per_second_sample", "seconds_step", "seconds_update", "peak_memory"} <= set(speed)
     assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
 
 
@@ -1636,7 +1653,7 @@ def test_two_processes_make_the_same_run(run, short, tmp_path):
     assert done.stdout.count("held-out prompts") == 1  # one process speaks
     one, two = (read_lines(folder / "metrics.jsonl") for folder in (run.out, tmp_path / "run"))
     for a, b in zip(one, two, strict=True):
-        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
+        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a if k != "bytes_read")
     ids = [
         [(s["response"], s["reward"]) for s in read_lines(f / "samples.jsonl")]
         for f in (run.out, tmp_path / "run")
