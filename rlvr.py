@@ -21,8 +21,9 @@ Where this differs from the paper: the standard deviation of a group is the samp
 response that the length limit cut off gets reward 0; dropout is off, so that sampler and trainer are the same
 distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 
-Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, W prompt
-and response, N response tokens of all rows in one flat list, V vocabulary, D hidden size. """
+Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, N tokens
+of all rows in one flat list, V vocabulary, D hidden size; U different prompts, b rows of a micro-batch; in
+attention H heads (h of keys and values) of size d, K keys. """
 import argparse
 import copy
 import glob
@@ -658,7 +659,8 @@ def attention(query, key, value, mask, scale):
     return out.reshape(*size[:3], value.shape[3])
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, memory=None, sliding_window=None, **other):
+def attend(module, query, key, value, attention_mask, scaling=None, memory=None, sliding_window=None,
+           **other):
     """What every attention layer of a policy calls, with positions applied. `memory`, a Decoder or a Packed,
     knows which keys there are and who sees them; without one this is the usual attention."""
     if memory is None:
@@ -742,7 +744,7 @@ class Decoder:
     powers of two and lengths multiples of BUCKET, so there are few. On a CPU the same step runs as it is.
 
     The cache is the memory of attend(): keys and values of a layer are (width, heads, length, size), without
-    gaps at the start of their buffer; first the columns of the prompt, padded on the right, then the response's.
+    gaps at the start of their buffer; first the prompt's columns, padded on the right, then the response's.
     """
     def __init__(self, policy, rows, columns, T, temperature):
         def zeros(*shape, dtype=torch.long):
@@ -764,7 +766,8 @@ class Decoder:
         self.places = zeros(rows, columns)      # the position of each column, FAR for padding
 
     def fits(self, rows, columns, T, temperature):
-        return rows <= self.rows and columns <= self.columns and (T, temperature) == (self.T, self.temperature)
+        same = (T, temperature) == (self.T, self.temperature)
+        return same and rows <= self.rows and columns <= self.columns
 
     def read(self, prompts, uniforms, width):
         """Start on new prompts, G responses each: fill the cache and draw the first tokens."""
@@ -778,7 +781,7 @@ class Decoder:
             state[:B] = value.repeat_interleave(B // len(value), 0)
         for state in (self.tokens, self.lengths, self.logp, self.entropy, self.t):
             state.zero_()
-        torch.arange(self.rows, out=self.row)
+        self.row.copy_(torch.arange(self.rows, device=self.device))
         torch.ge(self.row, B, out=self.finished)  # the width may be more than there are responses
         self.column.fill_(P)
         self.reading, self.masks = torch.arange(P, device=self.device).expand(U, P), {}
@@ -860,8 +863,8 @@ class Decoder:
     def must_read(self, sizes, lengths):
         """-> the bytes that decoding responses of these lengths (B,) to prompts of these sizes (B / G) cannot
         but read: all weights for each token step, and all keys and values of each row for its next token."""
-        weights = sum(p.nbytes for module in self.model.modules() if not isinstance(module, torch.nn.Embedding)
-                      for p in module.parameters(recurse=False))
+        read = (m for m in self.model.modules() if not isinstance(m, torch.nn.Embedding))
+        weights = sum(p.nbytes for module in read for p in module.parameters(recurse=False))
         column = sum(heads * size * buffer.itemsize for layer in self.buffers.values()
                      for buffer, heads, size in layer)
         n, steps = torch.tensor(sizes).repeat_interleave(len(lengths) // len(sizes)), lengths - 1
@@ -974,7 +977,7 @@ def rollout(policy, problems, group_size, c, *coordinates):
                     logp[:, :T], entropy[:, :T], mask, bytes_read)
 
 
-# ---------------------------------------------------------------------------------- 5. rewards and advantages
+# ---------------------------------------------------------------------------------- 6. rewards and advantages
 
 def load_reward(name):
     """--reward -> a function (response, answer) -> float, or None for 'auto': as the kind of problem says."""
@@ -1031,7 +1034,7 @@ def advantages(rewards, kind="std"):
     return centred.masked_fill(equal | rewards.isnan().any(-1, keepdim=True), 0.0)
 
 
-# ----------------------------------------------------------------------------- 6. log-probability and entropy
+# ----------------------------------------------------------------------------- 7. log-probability and entropy
 
 def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
     """For hidden states (N, D) and `targets` (N,), three (N,) tensors in fp32: log-probability of the target;
@@ -1058,9 +1061,9 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
 
 class Packed:
     """Prompts and responses in one flat sequence of N tokens, no padding, each prompt once for all of its
-    responses: the memory of attend() for scoring. Everything that a model does to one token at a time works on
-    that sequence; attention alone needs rows, and gathers them: first those of the prompts, each by itself,
-    then those of the responses, each behind its prompt."""
+    responses: the memory of attend() for scoring. What a model does to each token by itself works on that
+    sequence; attention alone needs rows, and gathers them: first those of the prompts, each by itself, then
+    those of the responses, each behind its prompt."""
     def __init__(self, prompts, owner, responses, device):
         """prompts, responses: lists of token ids; owner: the number of each response's prompt."""
         pieces, U = [*prompts, *responses], len(prompts)
@@ -1101,7 +1104,7 @@ class Packed:
 
 
 def rows_of(start, size):
-    """Pieces of a flat sequence, start and size (rows,) -> (rows, longest) places in it, and which are real."""
+    """Pieces of a flat sequence, start and size (rows,) -> (rows, longest) places in it, which are real."""
     t = torch.arange(max(1, int(size.max())))
     real = t < size[:, None]
     return (start[:, None] + t).where(real, 0), real
@@ -1112,7 +1115,8 @@ def score(policy, prompts, responses, temperature):
     (b, T), 0 after the end of a response; T is the longest of these."""
     model, device, numbers = policy.model, policy.model.device, {}
     owner = [numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts]
-    packed = Packed(numbers, owner, [response[:-1] for response in responses], device)  # nothing after the last
+    read = [response[:-1] for response in responses]  # the last token predicts none
+    packed = Packed(numbers, owner, read, device)
     targets = torch.tensor([token for response in responses for token in response], device=device)  # (n,)
     length = torch.tensor([[len(response)] for response in responses], device=device)
     mask = torch.arange(max(map(len, responses)), device=device) < length           # (b, T)
@@ -1138,7 +1142,7 @@ def micro_batches(rows, prompts, responses, budget):
     return batches
 
 
-# ------------------------------------------------------------------------------- 7. the weighted clipped loss
+# ------------------------------------------------------------------------------- 8. the weighted clipped loss
 
 def policy_loss(logp, old_logp, advantage, mask, normalizer, eps_low, eps_high, pos_weight, neg_weight=1.0,
                 f=0.0):
@@ -1204,7 +1208,7 @@ def next_bonus(c, previous=None, entropy=None):
     return max(0.0, previous + (c.bonus_delta if entropy < c.target_entropy else -c.bonus_delta))
 
 
-# ---------------------------------------------------------------------------------------------- 8. evaluation
+# ---------------------------------------------------------------------------------------------- 9. evaluation
 
 def pass_at_k(n, correct, k):
     """Chance that one of k samples or more is right, unbiased, from n samples of which `correct` are:
@@ -1277,7 +1281,7 @@ def show_table(before, after):
         print(f"{name:18}{old:10.3f}{new:10.3f}" + (f"   {low:.3f} to {high:.3f}" if low is not None else ""))
 
 
-# ------------------------------------------------------------------------------------- 9. the folder of a run
+# ------------------------------------------------------------------------------------ 10. the folder of a run
 
 def saved_config(c):
     """The config as config.json has it: no infinity, which JSON lacks, nothing that only steers the start."""
@@ -1393,7 +1397,7 @@ def speed_of(log, reuse, device):
     return speed | {"peak_memory": peak_memory()}
 
 
-# ----------------------------------------------------------------------------------------------- 10. training
+# ----------------------------------------------------------------------------------------------- 11. training
 
 def stop_on_signals():
     """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the same again stops at once. (torchrun
@@ -1625,7 +1629,7 @@ def train(c):
     say(json.dumps(summary["speed"]))
 
 
-# ----------------------------------------------------------------------------- 11. comparing and reading runs
+# ----------------------------------------------------------------------------- 12. comparing and reading runs
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # t, 97.5 %, for 1 to 9 degrees of freedom
 
@@ -1772,7 +1776,7 @@ def show(folder, step=None):
         print()
 
 
-# --------------------------------------------------------------------------------------------------- 12. main
+# --------------------------------------------------------------------------------------------------- 13. main
 
 def main(argv=None):
     transformers_logging.set_verbosity_error()   # its advice is not about anything that a user sets here

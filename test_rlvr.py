@@ -2051,3 +2051,17 @@ def test_cuda_sampler_and_trainer_agree_in_bf16(folders):
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
     scored, _, _ = rlvr.score(policy, [PROMPTS[i // 4] for i in range(12)], responses, 1.0)
     assert scored.dtype == torch.float32 and (scored - logp[:, : scored.shape[1]]).abs().mean() < 0.05
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["qwen", "gemma", "demo"])
+def test_cuda_graphs_decode_token_for_token(folders, name, monkeypatch):
+    policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200"))
+    policy = replace(policy, stop_ids=list(range(0, 320, 40)))
+    numbers = [torch.rand(n, 200, generator=torch.Generator().manual_seed(n)) for n in (48, 30, 48)]
+    by_graph = [rlvr.sample(policy, PROMPTS, u, 1.0) for u in numbers]
+    assert policy.decoder.graphs
+    policy.decoder = None  # the same widths, and so the same kernels, step by step
+    monkeypatch.setattr(rlvr.Decoder, "capture", lambda decoder: decoder.step() or decoder.step)
+    for u, fast in zip(numbers, by_graph):
+        assert all(map(torch.equal, fast[:3], rlvr.sample(policy, PROMPTS, u, 1.0)[:3]))
