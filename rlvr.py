@@ -655,7 +655,11 @@ def attention(query, key, value, mask, scale):
         query = query.view(size[0], -1, shared, size[3])
     elif shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-    out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    if size[2] == 1 and query.device.type == "cpu":  # there the plain products are faster for one query
+        weights = (query * (scale or size[3]**-0.5)) @ key.transpose(2, 3)
+        out = weights.masked_fill(~mask, -math.inf).softmax(-1) @ value
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
     return out.reshape(*size[:3], value.shape[3])
 
 
@@ -734,7 +738,7 @@ def log_softmax_entropy(logits, temperature):
 
 
 LOOK = {"cpu": 1, "cuda": 8}       # after how many tokens sampling looks which responses are finished
-BUCKET = {"cpu": 16, "cuda": 128}   # the KV cache grows by so many columns at once
+BUCKET = {"cpu": 32, "cuda": 128}   # the KV cache grows by so many columns at once
 
 
 class Decoder:
@@ -777,19 +781,20 @@ class Decoder:
         ids, n = pad_rows(prompts, self.device)                                     # (U, P), (U, 1)
         column = torch.arange(self.columns, device=self.device)
         places = torch.where(column < P, column.masked_fill(column >= n, FAR), n + column - P)
-        for state, value in ((self.places, places), (self.place, n), (self.uniforms, uniforms)):
-            state[:B] = value.repeat_interleave(B // len(value), 0)
+        # Rows beyond the responses, if the width is more, are finished copies of the last one: a row that sees
+        # no key at all would be NaN.
+        prompt = torch.arange(width, device=self.device).clamp(max=B - 1) // self.G  # (width,)
+        self.places[:width], self.place[:width], self.uniforms[:B] = places[prompt], n[prompt], uniforms
         for state in (self.tokens, self.lengths, self.logp, self.entropy, self.t):
             state.zero_()
         self.row.copy_(torch.arange(self.rows, device=self.device))
-        torch.ge(self.row, B, out=self.finished)  # the width may be more than there are responses
+        torch.ge(self.row, B, out=self.finished)
         self.column.fill_(P)
         self.reading, self.masks = torch.arange(P, device=self.device).expand(U, P), {}
         hidden = run(self.model.base_model, ids, self.reading, self).last_hidden_state
         self.reading = None
         last = hidden[torch.arange(U, device=self.device), n[:, 0] - 1]              # (U, D)
-        logits = self.model.get_output_embeddings()(last).repeat_interleave(self.G, 0)
-        self.draw(F.pad(logits, (0, 0, 0, width - B)))
+        self.draw(self.model.get_output_embeddings()(last)[prompt])
 
     def cells(self, layer, width, length):
         """-> keys and values of a layer, as they lie in its buffers."""
