@@ -686,12 +686,6 @@ def run(model, ids, place, memory):
     return model(ids, position_ids=place, attention_mask=no_mask, memory=memory, use_cache=False)
 
 
-def pad_rows(lists, device):
-    """Lists of token ids -> (b, longest), padded with 0 on the right, and their lengths (b, 1)."""
-    rows = torch.nn.utils.rnn.pad_sequence([torch.tensor(x) for x in lists], batch_first=True)
-    return rows.to(device), torch.tensor([[len(x)] for x in lists], device=device)
-
-
 # ------------------------------------------------------------------------------------------------ 5. sampling
 
 @dataclass
@@ -737,8 +731,8 @@ def log_softmax_entropy(logits, temperature):
     return logp, -(logp.exp() * logp).sum(-1)
 
 
-LOOK = {"cpu": 1, "cuda": 8}       # after how many tokens sampling looks which responses are finished
-BUCKET = {"cpu": 32, "cuda": 128}   # the KV cache grows by so many columns at once
+LOOK = {"cpu": 1, "cuda": 8}      # after how many tokens sampling looks which responses are finished
+BUCKET = {"cpu": 32, "cuda": 128}  # the KV cache grows by so many columns at once
 
 
 class Decoder:
@@ -778,7 +772,8 @@ class Decoder:
         B, U, P = len(uniforms), len(prompts), max(map(len, prompts))
         self.G, self.width, self.length = B // U, width, round_up(P, BUCKET[self.device.type])
         refresh(self.model, self.source)
-        ids, n = pad_rows(prompts, self.device)                                     # (U, P), (U, 1)
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in prompts], batch_first=True)
+        ids, n = ids.to(self.device), torch.tensor([[len(p)] for p in prompts], device=self.device)
         column = torch.arange(self.columns, device=self.device)
         places = torch.where(column < P, column.masked_fill(column >= n, FAR), n + column - P)
         # Rows beyond the responses, if the width is more, are finished copies of the last one: a row that sees
