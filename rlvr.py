@@ -776,8 +776,8 @@ class Decoder:
         ids, n = ids.to(self.device), torch.tensor([[len(p)] for p in prompts], device=self.device)
         column = torch.arange(self.columns, device=self.device)
         places = torch.where(column < P, column.masked_fill(column >= n, FAR), n + column - P)
-        # Rows beyond the responses, if the width is more, are finished copies of the last one: a row that sees
-        # no key at all would be NaN.
+        # Rows beyond the responses, if the width is more, are finished copies of the last one: a row that
+        # sees no key at all would be NaN.
         prompt = torch.arange(width, device=self.device).clamp(max=B - 1) // self.G  # (width,)
         self.places[:width], self.place[:width], self.uniforms[:B] = places[prompt], n[prompt], uniforms
         for state in (self.tokens, self.lengths, self.logp, self.entropy, self.t):
