@@ -137,8 +137,7 @@ PRESETS = {  # every configuration that the paper compares, as changes to the de
 # What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
 DEMO = dict(steps=90, prompts_per_step=32, group_size=8, updates_per_batch=2, reuse=4, eps_low=0.05,
             eps_high=0.05, lr=1.5e-4, target_entropy=0.15, pos_delta=0.1, num_prompts=6000,
-            max_prompt_tokens=32, max_new_tokens=32, sample_rows=2048,
-            eval_prompts=256)
+            max_prompt_tokens=32, max_new_tokens=32, sample_rows=2048, eval_prompts=256)
 # The same configurations in proportion to the demo's clip, and to its batches of few tokens.
 DEMO_PRESETS = {"clip_higher": dict(eps_high=0.07), "clip_lower": dict(eps_low=0.07),
                 "clip_tighter": dict(eps_low=0.03), "clip_cov": dict(cov_share=0.01),
@@ -707,8 +706,8 @@ class Rollouts:
 
     def micro_batches(self, rows, c):
         """Split rows into what fits a pass -> those of this process."""
-        prompts, responses = [tuple(p.ids) for p in self.problems], self.responses
-        return micro_batches(rows, prompts, responses, c.micro_batch_tokens)[RANK::WORLD]
+        prompts = {i: tuple(self.problems[i].ids) for i in rows}
+        return micro_batches(rows, prompts, self.responses, c.micro_batch_tokens)[RANK::WORLD]
 
     @torch.no_grad()
     def score_all(self, policy, rows, c):
@@ -1078,8 +1077,8 @@ class Packed:
         self.place = torch.cat([column[is_prompt], place[is_response]])[None].to(device)          # (1, N)
         # The place of the token before each response token: it predicts that one.
         before = torch.cat([(start + size - 1)[owner][:, None], response], 1)       # (b, 1 + T)
-        first = torch.ones(len(owner), 1, dtype=torch.bool)
-        self.before = before[torch.cat([first, is_response], 1)].to(device)
+        mask = torch.cat([torch.ones(len(owner), 1, dtype=torch.bool), is_response], 1)
+        self.before, self.mask = before[mask].to(device), mask.to(device)
         # Of the prompts, then of the responses: what is gathered as queries (rows, T), as keys (rows, K), the
         # positions of both, and where in the flat result the tokens of the sequence are.
         self.blocks = [[x.to(device) for x in block] for block in (
@@ -1118,8 +1117,7 @@ def score(policy, prompts, responses, temperature):
     read = [response[:-1] for response in responses]  # the last token predicts none
     packed = Packed(numbers, owner, read, device)
     targets = torch.tensor([token for response in responses for token in response], device=device)  # (n,)
-    length = torch.tensor([[len(response)] for response in responses], device=device)
-    mask = torch.arange(max(map(len, responses)), device=device) < length           # (b, T)
+    mask = packed.mask[:, :max(map(len, responses))]                                # (b, T)
     with policy.autocast():
         hidden = run(model.base_model, packed.ids, packed.place, packed).last_hidden_state[0]  # (N, D)
         hidden = hidden.index_select(0, packed.before)                              # (n, D)
