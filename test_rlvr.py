@@ -1,5 +1,4 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
-
 import dataclasses
 import glob
 import itertools
@@ -22,91 +21,54 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(prefix="rlvr-test-"), TOKENIZERS_PARALLELISM="false"
-)
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp(prefix="rlvr-test-"), TOKENIZERS_PARALLELISM="false")
 
 import pytest
 import torch
+import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
 import rlvr
 import verify
 
 HERE = Path(__file__).parent
-CORPUS = [
-    "What is 12 + 30? The answer is 42.",
-    "A train has 3 cars of 20 seats: 60 seats.",
-    "def add(a, b): return a + b",
-]
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
+CORPUS = ["What is 12 + 30? The answer is 42.", "A train has 3 cars of 20 seats: 60 seats.", "def add(a, b): return a + b"]
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
 SLIDING = dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320, initializer_range=0.4)
 
 
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|im_end|>"] if pad_is_eos else ["<|im_end|>", "<|im_start|>", "<pad>"]
-    core.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token="<|im_end|>",
-        chat_template=chat_template,
-        pad_token="<|im_end|>" if pad_is_eos else "<pad>",
-    )
+    core.train_from_iterator(CORPUS, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    return tf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=chat_template,
+                                      pad_token="<|im_end|>" if pad_is_eos else "<pad>")
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """Saved policies: a Qwen2 with a chat template, a Llama whose pad token is its eos token, a Gemma 3 one of
-    whose layers sees four tokens, a hasty demo."""
-    root, sizes = (
-        tmp_path_factory.mktemp("models"),
-        dict(
-            vocab_size=320,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            initializer_range=0.4,
-        ),
-    )
+    whose layers sees four tokens, a hasty demo; and rewards."""
+    root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     for name, model, tokenizer in (
-        ("qwen", Qwen2ForCausalLM(Qwen2Config(**sizes)), bpe_tokenizer(False, CHATML)),
-        ("llama", LlamaForCausalLM(LlamaConfig(**sizes)), bpe_tokenizer(True)),
-        ("gemma", Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **SLIDING)), bpe_tokenizer(False)),
-    ):
+            ("qwen", tf.Qwen2ForCausalLM(tf.Qwen2Config(**SIZES)), bpe_tokenizer(False, CHATML)),
+            ("llama", tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES)), bpe_tokenizer(True)),
+            ("gemma", tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**SIZES, **SLIDING)), bpe_tokenizer(False))):
         rlvr.Policy(model, tokenizer, [0]).save(root / name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlvr, "DEMO_RECIPE", rlvr.DEMO_RECIPE | dict(steps=3, batch=16))
-        rlvr.pretrain_demo(root / "demo")
+    rlvr.pretrain_demo(root / "demo", steps=3, batch=16)
+    (root / "own.py").write_text(
+        "odd = lambda response, answer: len(response) % 2\nsame = lambda response, answer: 0\n"
+        "few = lambda response, answer: float(len(response) < 12)\none = lambda response, answer: 1\n"
+        "below = lambda response, answer: -1 - len(response) % 2\n")
     return root
 
 
@@ -121,48 +83,67 @@ def config(model, *flags):
 
 @pytest.fixture(params=["qwen", "llama", "gemma", "demo"])
 def policy(folders, request):
-    return rlvr.load_policy(
-        config(folders / request.param, "--max_prompt_tokens", 32, "--max_new_tokens", 16)
-    )
+    return rlvr.load_policy(config(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16"))
+
+
+def read_lines(file, drop=("seconds", "peak_memory")):
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
+            for line in Path(file).read_text().splitlines()]
+
+
+def write_lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def go(out, *flags):
+    """A whole run -> its metrics."""
+    rlvr.main(command(*flags, "--output_dir", out))
+    return read_lines(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
+
+
+def message_of(*argv):
+    """The one line with which a command stops."""
+    with pytest.raises(SystemExit) as stop:
+        rlvr.main(command(*argv))
+    message = stop.value.code
+    assert isinstance(message, str) and message.startswith("rlvr.py: ") and "\n" not in message
+    return message
+
+
+def weights(folder):
+    return torch.cat([p.flatten() for p in tf.AutoModelForCausalLM.from_pretrained(folder).parameters()])
 
 
 # ------------------------------------------------------------------------------------------------------- loss
 
+def knobs(**values):
+    return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0, seed=0,
+                                  cov_share=0.0, cov_penalty=0.0) | values)
 
-def loss_of(ratio, A, lam=1.0, low=0.2, high=0.3, neg=1.0, normalizer=None):
+
+def loss_of(ratio, A, lam=1.0, normalizer=None, **values):
     """Loss and gradient on logp for a (1, T) row of ratios with one advantage."""
     old = torch.full((1, len(ratio)), -1.0)
-    logp = (old + torch.tensor([ratio]).log()).requires_grad_()
-    mask = torch.ones_like(old, dtype=torch.bool)
-    loss, stats = rlvr.policy_loss(
-        logp, old, torch.tensor([A]), mask, normalizer or len(ratio), low, high, lam, neg
-    )
+    logp, mask = (old + torch.tensor([ratio]).log()).requires_grad_(), torch.ones_like(old, dtype=torch.bool)
+    loss, sums = rlvr.policy_loss(logp, old, torch.tensor([A]), mask, normalizer or len(ratio), knobs(**values), lam, 0.0)
     loss.backward()
-    return loss.item(), logp.grad[0], stats
+    return loss.item(), logp.grad[0], sums
 
 
-@pytest.mark.parametrize(
-    "A, ratio, alive",
-    [
-        (1.0, 0.5, True),
-        (1.0, 1.0, True),
-        (1.0, 1.5, False),
-        (-1.0, 0.5, False),
-        (-1.0, 1.0, True),
-        (-1.0, 1.5, True),
-    ],
-)
+@pytest.mark.parametrize("A, ratio, alive", [(1.0, 0.5, True), (1.0, 1.0, True), (1.0, 1.5, False),
+                                             (-1.0, 0.5, False), (-1.0, 1.0, True), (-1.0, 1.5, True)])
 def test_gradient_lives_where_the_paper_says(A, ratio, alive):
-    _, gradient, stats = loss_of([ratio], A)
+    _, gradient, sums = loss_of([ratio], A)
     assert gradient.item() == pytest.approx(-ratio * A if alive else 0.0)  # descent raises logp where A > 0
-    assert stats["clip_pos"] + stats["clip_neg"] == (not alive)
+    assert sums["clip_pos"] + sums["clip_neg"] == (not alive)
 
 
 def test_lambda_touches_positive_tokens_only():
     for A in (1.0, -1.0):
         plain, weighted = loss_of([0.9, 1.1], A)[1], loss_of([0.9, 1.1], A, lam=0.25)[1]
         assert torch.allclose(weighted, plain * (0.25 if A > 0 else 1.0))
-        assert torch.allclose(loss_of([0.9, 1.1], A, neg=0.5)[1], plain * (0.5 if A < 0 else 1.0))
+        assert torch.allclose(loss_of([0.9, 1.1], A, neg_weight=0.5)[1], plain * (0.5 if A < 0 else 1.0))
 
 
 def test_lambda_one_is_clipped_grpo():
@@ -175,14 +156,14 @@ def test_lambda_one_is_clipped_grpo():
         if mask[b, t]:
             r, a = math.exp(logp[b, t] - old[b, t]), A[b].item()
             expected -= min(r * a, min(max(r, 0.8), 1.3) * a) / count
-    loss, stats = rlvr.policy_loss(logp, old, A, mask, count, 0.2, 0.3, 1.0)
+    loss, sums = rlvr.policy_loss(logp, old, A, mask, count, knobs(), 1.0, 0.0)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
-    assert (stats["tokens_pos"], stats["tokens_neg"]) == (7, 1)
+    assert (sums["tokens_pos"], sums["tokens_neg"]) == (7, 1)
 
 
 def test_no_clipping_with_infinite_eps():
-    assert loss_of([1e-3], -1.0, low=math.inf)[1].item() == pytest.approx(1e-3)
-    assert loss_of([1e3], 1.0, high=math.inf)[1].item() == pytest.approx(-1e3)
+    assert loss_of([1e-3], -1.0, eps_low=math.inf)[1].item() == pytest.approx(1e-3)
+    assert loss_of([1e3], 1.0, eps_high=math.inf)[1].item() == pytest.approx(-1e3)
 
 
 @pytest.mark.parametrize("A", [1.0, -1.0, 0.0])
@@ -197,10 +178,10 @@ def test_dH_is_the_entropy_change_of_a_small_step():
     logits, targets, eta = (2 * torch.randn(12, 6)).requires_grad_(), torch.randint(0, 6, (12,)), 1e-4
     head = torch.nn.Linear(6, 6, bias=False)
     head.weight.data = torch.eye(6)
-    logp, _, f = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
+    logp, _, push = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
     old = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T  # some ratios are clipped, on both sides
     A, mask = torch.tensor([1.0, -1.0, 2.0, -0.5]), torch.ones(4, 3, dtype=torch.bool)
-    loss, sums = rlvr.policy_loss(logp, old, A, mask, 12, 0.1, 0.1, 0.5, 1.0, f)
+    loss, sums = rlvr.policy_loss(logp, old, A, mask, 12, knobs(eps_low=0.1, eps_high=0.1), 0.5, push)
     assert sums["clip_pos"] and sums["clip_neg"] and sums["dH_pos"] and sums["dH_neg"]
     loss.backward()
     start, step = logits.detach().double(), -eta * logits.grad.double()
@@ -208,23 +189,19 @@ def test_dH_is_the_entropy_change_of_a_small_step():
     assert (H[1] - H[0]) / eta == pytest.approx(sums["dH_pos"] + sums["dH_neg"], rel=1e-2)
 
 
-def variant(tokens, **knobs):
+def variant(tokens, **values):
     """variants() of rows of (log-probability, advantage of the row, entropy) -> advantages, alive, penalized."""
-    c = SimpleNamespace(**dict(entropy_adv=0.0, pos_drop=0.0, cov_share=0.0, cov_penalty=0.0) | knobs)
     logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
     mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
-    return rlvr.variants(c, torch.tensor(tokens["A"])[:, None], logp, entropy, mask, "test")
+    A = torch.tensor(tokens["A"])[:, None].expand(mask.shape)
+    return rlvr.variants(knobs(**values), A, logp, entropy, mask, 3)
 
 
 def test_methods_that_the_paper_compares():
-    tokens = dict(
-        A=[2.0, -1.0, 0.0],
-        logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
-        entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]],
-        mask=[[True, True], [True, True], [True, False]],
-    )
+    tokens = dict(A=[2.0, -1.0, 0.0], logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
+                  entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]], mask=[[True, True], [True, True], [True, False]])
     A, alive, penalized = variant(tokens)  # all off
-    assert A.flatten().tolist() == tokens["A"] and alive.tolist() == tokens["mask"] and not penalized.any()
+    assert A[:, 0].tolist() == tokens["A"] and alive.tolist() == tokens["mask"] and not penalized.any()
     A, *_ = variant(tokens, entropy_adv=0.4)  # half of |A| at most, so no sign turns
     assert torch.allclose(A, torch.tensor([[2.0, 3.0], [-0.8, -0.5], [0.0, 0.0]]))
     _, alive, _ = variant(tokens, pos_drop=1.0)
@@ -247,21 +224,20 @@ def policy_gradient(policy, prompts, responses, A, split, pad=0):
         logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
         mask = torch.tensor([[t < len(responses[i]) for t in range(logp.shape[1])] for i in rows])
         old = (logp + 0.1 * mask).detach()
-        loss, _ = rlvr.policy_loss(logp, old, A[rows], mask, sum(map(len, responses)), 0.2, 0.2, 0.5)
+        loss, _ = rlvr.policy_loss(logp, old, A[rows], mask, sum(map(len, responses)), knobs(), 0.5, 0.0)
         loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]).clone()
 
 
+ROWS = ([[5, 6, 7], [4, 0, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7], [13, 8, 8]],  # prompts, two of them the same
+        [[3, 4, 5, 6, 7, 8], [9], [0, 10, 11, 0], [12] * 8])                    # responses; 0 is pad or eos somewhere
+
+
 def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
-    rand = random.Random(0)
-    prompts = [[rand.randrange(3, 20) for _ in range(n)] for n in (3, 9, 5, 7)]
-    responses = [[rand.randrange(3, 20) for _ in range(n)] for n in (6, 1, 4, 8)]
     A = torch.tensor([1.0, -1.0, 0.5, -2.0])
-    whole = policy_gradient(policy, prompts, responses, A, [[0, 1, 2, 3]])
+    whole = policy_gradient(policy, *ROWS, A, [[0, 1, 2, 3]])
     for split, pad in (([[3, 1, 0, 2]], 0), ([[0], [1], [2], [3]], 0), ([[2, 0], [1, 3]], 5)):
-        assert torch.allclose(
-            policy_gradient(policy, prompts, responses, A, split, pad), whole, rtol=1e-3, atol=1e-6
-        )
+        assert torch.allclose(policy_gradient(policy, *ROWS, A, split, pad), whole, rtol=1e-3, atol=1e-6)
     assert whole.abs().max() > 1e-3
 
 
@@ -278,27 +254,24 @@ def test_micro_batches_hold_the_budget_and_every_row():
 
 # ------------------------------------------------------------------------------- log-probability and entropy
 
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_head_equals_dense_twin(temperature):
     torch.manual_seed(0)
     hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(0, 50, (23,))
     head = torch.nn.Linear(8, 50)
-    # 4 tokens a chunk:
-    logp, entropy, f = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)
-    weights = torch.randn(2, 23)
-    (weights[0] @ logp + weights[1] @ entropy).backward()
+    logp, entropy, push = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)  # 4 tokens a chunk
+    mix = torch.randn(2, 23)
+    (mix[0] @ logp + mix[1] @ entropy).backward()
     fast = [hidden.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone()]
     hidden.grad, head.weight.grad, head.bias.grad = None, None, None
-
     dense = torch.log_softmax(head(hidden) / temperature, -1)
     twin = dense[torch.arange(23), targets], torch.distributions.Categorical(logits=dense).entropy()
     assert torch.allclose(logp, twin[0], atol=1e-5) and torch.allclose(entropy, twin[1], atol=1e-5)
-    for row, target, value in zip(dense, targets, f.tolist()):  # the equation, token by token
+    for row, target, value in zip(dense, targets, push.tolist()):  # the equation, token by token
         p, H = row.exp().tolist(), -(row.exp() * row).sum().item()
-        push = [q * (math.log(q) + H) for q in p]
-        assert value == pytest.approx(push[target] - sum(q * x for q, x in zip(p, push)), abs=1e-6)
-    (weights[0] @ twin[0] + weights[1] @ twin[1]).backward()
+        each = [q * (math.log(q) + H) for q in p]
+        assert value == pytest.approx(each[target] - sum(q * x for q, x in zip(p, each)), abs=1e-6)
+    (mix[0] @ twin[0] + mix[1] @ twin[1]).backward()
     for a, b in zip(fast, (hidden.grad, head.weight.grad, head.bias.grad)):
         assert torch.allclose(a, b, atol=1e-5)
 
@@ -310,9 +283,7 @@ def test_chunked_head_never_holds_all_logits():
     hidden = torch.randn(64, 4, requires_grad=True)
     logp, _, _ = rlvr.logp_entropy(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, max_logits=8000)
     logp.sum().backward()
-    assert (
-        max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000
-    )  # each token once forward, once again in backward
+    assert max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000  # each token once forward, once again in backward
 
 
 def test_entropy_of_a_uniform_distribution_is_log_v():
@@ -321,32 +292,52 @@ def test_entropy_of_a_uniform_distribution_is_log_v():
     assert torch.allclose(entropy, torch.full((3,), math.log(77)))
 
 
-def test_score_equals_one_row_at_a_time(policy):
-    """The twin runs each row alone through the whole model, without padding or chunks."""
-    prompts, responses = [[5, 6, 7], [0, 9, 10, 11, 0]], [[8, 0], [3, 4, 5, 6]]  # 0 is pad or eos somewhere
-    logp, entropy, _ = rlvr.score(policy, prompts, responses, 0.8)
-    for i, (p, r) in enumerate(zip(prompts, responses)):
-        dense = torch.log_softmax(policy.model(torch.tensor([p + r])).logits[0, len(p) - 1 : -1] / 0.8, -1)
-        assert torch.allclose(logp[i, : len(r)], dense[torch.arange(len(r)), torch.tensor(r)], atol=1e-4)
-        assert torch.allclose(entropy[i, : len(r)], -(dense.exp() * dense).sum(-1), atol=1e-4)
-        assert not logp[i, len(r) :].any() and not entropy[i, len(r) :].any()
+def slow_score(model, prompts, responses, temperature):
+    """Each row alone through the whole model, without padding, cache or chunks -> [(logp, entropy)]."""
+    for p, r in zip(prompts, responses):
+        dense = torch.log_softmax(model(torch.tensor([p + r])).logits[0, len(p) - 1:-1].float() / temperature, -1)
+        yield dense[torch.arange(len(r)), torch.tensor(r)], -(dense.exp() * dense).sum(-1)
 
 
-def test_scoring_reads_each_prompt_once_and_no_padding(policy):
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_score_equals_one_row_at_a_time(policy, checkpointing):
+    """With gradient checkpointing too, which drops a cache: then these would be off by nats."""
+    if checkpointing:
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy.model.train()
+    logp, entropy, _ = rlvr.score(policy, *ROWS, 0.8)
+    logp.sum().backward()
+    policy.model.eval()
+    policy.model.gradient_checkpointing_disable()
+    gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
+    policy.model.zero_grad()
+    twin = list(slow_score(policy.model, *ROWS, 0.8))
+    sum(row.sum() for row, _ in twin).backward()
+    assert torch.allclose(gradient, torch.cat([p.grad.flatten() for p in policy.model.parameters()]), rtol=1e-3, atol=1e-4)
+    for i, (slow_logp, slow_entropy) in enumerate(twin):
+        n = len(slow_logp)
+        assert torch.allclose(logp[i, :n], slow_logp, atol=1e-4)
+        assert torch.allclose(entropy[i, :n], slow_entropy, atol=1e-4)
+        assert not logp[i, n:].any() and not entropy[i, n:].any()
+
+
+def test_scoring_reads_each_prompt_once(policy):
     tokens = []
     hook = policy.model.base_model.register_forward_hook(
-        lambda module, args, out: tokens.append(out.last_hidden_state[..., 0].numel())
-    )
-    prompts = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2
-    responses = [[4] * n for n in (2, 9, 1, 5, 30)]
+        lambda module, args, out: tokens.append(tuple(out.last_hidden_state.shape[:2])))
+    prompts, responses = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
     shape = rlvr.score(policy, prompts, responses, 1.0)[0].shape
     hook.remove()
-    assert shape == (5, 30) and tokens == [3 + 5 + sum(len(r) - 1 for r in responses)]
+    assert shape == (5, 30) and tokens == [(2, 5), (5, 29)]  # two prompts, then all responses but for the last token
 
 
 # ----------------------------------------------------------------------------------------------------- sampler
 
 PROMPTS = [[5, 6, 7], [4, 0, 9, 10, 11, 12], [13]]  # unequal lengths, one with the pad or eos id inside
+
+
+def seeded(rows, columns, seed):
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
 def slow_sample(policy, prompt, uniforms, temperature):
@@ -364,17 +355,15 @@ def slow_sample(policy, prompt, uniforms, temperature):
         entropies.append(torch.distributions.Categorical(p).entropy().item())
         if token in policy.stop_ids:
             break
-    return ids[len(prompt) :], logps, entropies
+    return ids[len(prompt):], logps, entropies
 
 
-def test_sampler_equals_slow_twin(policy):
-    policy = replace(policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
-    uniforms = torch.rand(12, 16, generator=torch.Generator().manual_seed(3))
+def assert_sampler_equals_slow_twin(policy):
+    policy, uniforms = replace(policy, stop_ids=list(range(0, 320, 9))), seeded(12, 16, 3)  # responses of all lengths
     with torch.no_grad():
         tokens, lengths, finished, logp, entropy = rlvr.sample(policy, PROMPTS, uniforms, 0.9)
         for row in range(12):
-            slow = slow_sample(policy, PROMPTS[row // 4], uniforms[row], 0.9)
-            n = int(lengths[row])
+            slow, n = slow_sample(policy, PROMPTS[row // 4], uniforms[row], 0.9), int(lengths[row])
             assert tokens[row, :n].tolist() == slow[0]
             assert bool(finished[row]) == (slow[0][-1] in policy.stop_ids)  # the stop token is kept
             assert logp[row, :n].tolist() == pytest.approx(slow[1], abs=1e-4)
@@ -382,23 +371,45 @@ def test_sampler_equals_slow_twin(policy):
     assert len(set(lengths.tolist())) > 2 and not tokens[:, 15][lengths < 16].any()
 
 
-def test_retiring_and_batching_change_nothing(policy, monkeypatch):
-    policy = replace(policy, stop_ids=list(range(0, 320, 5)))
-    uniforms = torch.rand(48, 16, generator=torch.Generator().manual_seed(4))
+def test_sampler_equals_slow_twin(policy):
+    assert_sampler_equals_slow_twin(policy)
+
+
+FAMILIES = {
+    "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
+    "GPT-2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)),
+    "Phi-3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES, pad_token_id=0)),
+    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2,
+                                                           num_attention_heads=4, initializer_range=0.4)),
+    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families_sample_and_score_as_their_slow_twins(family):
+    torch.manual_seed(1)
+    model = FAMILIES[family]().eval()
+    model.set_attn_implementation("eager")
+    policy = rlvr.Policy(model, None, [0])
+    assert_sampler_equals_slow_twin(policy)
+    with torch.no_grad():
+        logp, _, _ = rlvr.score(policy, *ROWS, 1.0)
+        for row, (slow, _) in zip(logp, slow_score(model, *ROWS, 1.0)):
+            assert torch.allclose(row[:len(slow)], slow, atol=1e-4)
+
+
+def test_retiring_and_batching_change_nothing(policy):
+    policy, uniforms = replace(policy, stop_ids=list(range(0, 320, 5))), seeded(48, 16, 4)
     together = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
     for i, prompt in enumerate(PROMPTS):
-        alone = rlvr.sample(policy, [prompt], uniforms[16 * i : 16 * i + 16], 1.0)
-        assert torch.equal(alone[0], together[0][16 * i : 16 * i + 16]) and torch.equal(
-            alone[1], together[1][16 * i : 16 * i + 16]
-        )
-    monkeypatch.setitem(rlvr.LOOK, "cpu", 5)  # finished rows ride along for longer
-    for seldom, always in zip(rlvr.sample(policy, PROMPTS, uniforms, 1.0), together):
-        assert torch.allclose(seldom, always, atol=1e-5)
+        own = slice(16 * i, 16 * i + 16)
+        alone = rlvr.sample(policy, [prompt], uniforms[own], 1.0)
+        assert torch.equal(alone[0], together[0][own]) and torch.equal(alone[1], together[1][own])
 
 
 class Tape(TorchDispatchMode):
     """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat them
     on those very tensors, whatever Python would do now. Reading a value on the host is no part of a graph."""
+    replays = []
 
     def __init__(self):
         super().__init__()
@@ -411,6 +422,7 @@ class Tape(TorchDispatchMode):
         return out
 
     def replay(self):
+        Tape.replays.append(self)
         for function, args, kwargs, out in self.calls:
             for old, new in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs))):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
@@ -418,70 +430,33 @@ class Tape(TorchDispatchMode):
 
 
 def test_graphs_decode_token_for_token(policy, monkeypatch):
+    """A capture runs the step without effect on a GPU; the tape runs it, so its step is undone."""
     policy = replace(policy, stop_ids=list(range(0, 320, 9)))
-    numbers = [torch.rand(n, 24, generator=torch.Generator().manual_seed(n)) for n in (42, 30, 48)]
-    prompts = [PROMPTS, [PROMPTS[1], PROMPTS[2]], [[5] * 20, *PROMPTS]]  # the last needs larger buffers
-    steps = [rlvr.sample(policy, *args, 1.0) for args in zip(prompts, numbers)]
-    replays = []
+    steps = [rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0) for n in (42, 30)]
 
-    def capture(decoder):
+    def taped(policy, function):
+        yield function()
         with Tape() as tape:
-            decoder.step()
-        return lambda: (replays.append(decoder.width), tape.replay())
+            result = function()
+        yield result  # recording has done this step
+        while True:
+            tape.replay()
+            yield result
 
-    policy.decoder = None
-    monkeypatch.setattr(rlvr.Policy, "by_graph", True)
-    monkeypatch.setattr(rlvr.Decoder, "capture", capture)
-    monkeypatch.setitem(rlvr.BUCKET, "cpu", 8)
-    for args, one_by_one in zip(zip(prompts, numbers), steps):
-        by_graph = rlvr.sample(policy, *args, 1.0)
+    monkeypatch.setattr(rlvr, "repeat", taped)
+    for one_by_one, n in zip(steps, (42, 30)):
+        by_graph = rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0)
         assert all(map(torch.equal, one_by_one[:3], by_graph[:3]))
         assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(one_by_one[3:], by_graph[3:]))
-    assert len(replays) > 20 and all(n & (n - 1) == 0 for n in replays)
-
-
-@pytest.mark.parametrize("name", ["qwen", "demo"])
-def test_decoding_copy_computes_what_autocast_does(folders, name):
-    """Without a second copy of what is not a Linear layer, and after the model's weights have changed."""
-    policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 9 --max_new_tokens 9"))
-    twin, ids = rlvr.decoding_copy(policy.model), torch.tensor([[5, 6, 7, 8]])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        before = policy.model(ids).logits
-        for p in policy.model.parameters():
-            p += 0.1 * p.abs()
-        rlvr.refresh(twin, policy.model)
-        after = policy.model(ids).logits
-        assert torch.equal(twin(ids).logits, after) and not torch.equal(before, after)
-    bf16 = {name for name, p in twin.named_parameters() if p.dtype == torch.bfloat16}
-    assert bf16 and not any("norm" in name or "embed" in name for name in bf16)
-    assert twin.get_input_embeddings().weight is policy.model.get_input_embeddings().weight
-
-
-def test_bytes_that_decoding_must_read(policy):
-    """Counted token by token: every weight but the embedding, which is looked up; the keys and values so far."""
-    policy = replace(policy, stop_ids=list(range(0, 320, 9)))
-    lengths = rlvr.sample(policy, PROMPTS, torch.rand(12, 16), 1.0)[1]
-    model, c = policy.model, policy.model.config
-    head_size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-    column = c.num_hidden_layers * 2 * c.num_key_value_heads * head_size * 4
-    embedding = model.get_input_embeddings().weight
-    weights = 4 * (sum(p.numel() for p in model.parameters()) - embedding.numel())
-    if c.tie_word_embeddings:  # it is the head, too
-        weights += 4 * embedding.numel()
-    cached = sum(len(PROMPTS[i // 4]) + t for i, n in enumerate(lengths.tolist()) for t in range(1, n))
-    expected = (int(lengths.max()) - 1) * weights + cached * column
-    assert policy.decoder.must_read([len(p) for p in PROMPTS], lengths) == expected
-    assert rlvr.copy_bandwidth(torch.device("cpu"), 2**20) > 0
+    assert len(Tape.replays) > 10
 
 
 def test_cost_follows_the_tokens_produced(policy):
     """Rows that the model is given: at most twice the tokens produced, and one prefill per prompt."""
     policy, rows = replace(policy, stop_ids=list(range(0, 320, 5))), []
     hook = policy.model.base_model.register_forward_hook(
-        lambda module, args, out: rows.append(len(out.last_hidden_state))
-    )
-    uniforms = torch.rand(300, 16, generator=torch.Generator().manual_seed(4))
-    lengths = rlvr.sample(policy, PROMPTS, uniforms, 1.0)[1]
+        lambda module, args, out: rows.append(len(out.last_hidden_state)))
+    lengths = rlvr.sample(policy, PROMPTS, seeded(300, 16, 4), 1.0)[1]
     hook.remove()
     assert rows[0] == 3 and sum(rows[1:]) <= 2 * int(lengths.sum())
 
@@ -491,15 +466,9 @@ def test_greedy_equals_generate(policy):
     for prompt in PROMPTS:
         tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), 1e-6)
         ids = torch.tensor([prompt])
-        twin = policy.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=16,
-            eos_token_id=policy.stop_ids,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        assert tokens[0, : int(lengths[0])].tolist() == twin
+        twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16,
+                                     eos_token_id=policy.stop_ids, pad_token_id=0)
+        assert tokens[0, :int(lengths[0])].tolist() == twin[0, len(prompt):].tolist()
 
 
 def test_rollout_agrees_with_score_and_chunks(policy):
@@ -507,8 +476,8 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     problems = [rlvr.Problem("", ids, None, "math") for ids in PROMPTS]
     whole = rlvr.rollout(policy, problems, 4, c, 0, "test")
     c.sample_rows = 4
-    parts = rlvr.rollout(policy, problems, 4, c, 0, "test")
-    assert whole.responses == parts.responses and whole.mask.sum() == sum(map(len, whole.responses))
+    assert whole.responses == rlvr.rollout(policy, problems, 4, c, 0, "test").responses
+    assert whole.mask.sum() == sum(map(len, whole.responses))
     assert rlvr.rollout(policy, problems, 4, c, 1, "test").responses != whole.responses
     with torch.no_grad():
         logp, entropy, _ = rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)
@@ -518,8 +487,7 @@ def test_rollout_agrees_with_score_and_chunks(policy):
 
 def test_samples_follow_the_distribution(policy):
     """Frequencies of the first token against the softmax (chi-square like, seeded)."""
-    uniforms = torch.rand(20000, 1, generator=torch.Generator().manual_seed(0))
-    tokens = rlvr.sample(policy, [PROMPTS[0]], uniforms, 1.0)[0][:, 0]
+    tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
     p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
     counts = torch.bincount(tokens, minlength=len(p))
     assert ((counts - 20000 * p).abs() <= 5 * (20000 * p * (1 - p)).sqrt() + 1).all()
@@ -527,11 +495,8 @@ def test_samples_follow_the_distribution(policy):
 
 # --------------------------------------------------------------- advantages, pass@k, schedules, evaluation
 
-
 def test_advantages():
-    rewards = torch.tensor(
-        [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 1.0]]
-    )
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.3] * 4, [0.0, 0.0, 0.0, 1.0]])
     std, mean = rlvr.advantages(rewards), rlvr.advantages(rewards, "mean")
     assert not std[1:3].any() and not mean[1:3].any()  # exactly 0, also where the mean is not exact
     assert mean[3].tolist() == [-0.25, -0.25, -0.25, 0.75]
@@ -548,37 +513,29 @@ def test_pass_at_k_equals_brute_force():
 
 
 def test_schedules():
-    def c(schedule, **more):
-        return SimpleNamespace(
-            pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05, **more
-        )
+    def c(schedule):
+        return SimpleNamespace(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
 
-    assert [rlvr.next_pos_weight(c("constant"), s, 0.9, 0.1) for s in range(3)] == [0.3] * 3
-    assert [rlvr.next_pos_weight(c("stage"), s) for s in (0, 5, 6, 8, 10)] == pytest.approx(
-        [0, 0, 0.2, 0.6, 1]
-    )
-    assert [rlvr.next_pos_weight(c("epoch"), 0, epoch=e, epochs=5) for e in range(1, 6)] == [
-        0,
-        0.25,
-        0.5,
-        0.75,
-        1,
-    ]
-    entropy, lam, path = [0.3, 0.3, 0.1, 0.1, 0.1, 0.2], rlvr.next_pos_weight(c("entropy"), 0), []
-    for step, h in enumerate(entropy):
-        path.append(lam := rlvr.next_pos_weight(c("entropy"), step + 1, lam, h))
+    next_weight = rlvr.next_pos_weight
+    assert [next_weight(c("constant"), s, 0.9, 0.1) for s in range(3)] == [0.3] * 3
+    assert [next_weight(c("stage"), s) for s in (0, 5, 6, 8, 10)] == pytest.approx([0, 0, 0.2, 0.6, 1])
+    assert [next_weight(c("epoch"), 0, epoch=e, epochs=5) for e in range(1, 6)] == [0, 0.25, 0.5, 0.75, 1]
+    lam, path = next_weight(c("entropy"), 0), []
+    for step, h in enumerate([0.3, 0.3, 0.1, 0.1, 0.1, 0.2]):
+        path.append(lam := next_weight(c("entropy"), step + 1, lam, h))
     assert path == pytest.approx([0.35, 0.4, 0.35, 0.3, 0.25, 0.3])
-    assert (
-        rlvr.next_pos_weight(c("entropy"), 1, 0.98, 0.3) == 1.0
-        and rlvr.next_pos_weight(c("entropy"), 1, 0.02, 0.1) == 0.0
-    )
+    assert next_weight(c("entropy"), 1, 0.98, 0.3) == 1.0 and next_weight(c("entropy"), 1, 0.02, 0.1) == 0.0
 
 
-def test_entropy_bonus_follows_the_entropy():
-    c, bonus, path = SimpleNamespace(entropy_bonus=0.01, bonus_delta=0.02, target_entropy=0.2), None, []
-    for h in (None, 0.1, 0.1, 0.3, 0.3, 0.3):
-        path.append(bonus := rlvr.next_bonus(c, bonus, h))
-    assert path == pytest.approx([0.01, 0.03, 0.05, 0.03, 0.01, 0.0])
+def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
+    c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
+    state, path = {"step": 0, "bonus": 0.01, "pos_weight": 0.0, "start_entropy": None}, []
+    for h in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3):  # 8 steps of 32 prompts, 64 of them: two steps an epoch, four epochs
+        state = rlvr.next_state(c, state, {"entropy": h}, prompts=64)
+        path.append((state["pos_weight"], round(state["bonus"], 4)))
+    assert [bonus for _, bonus in path] == [0.03, 0.05, 0.03, 0.01, 0.0, 0.0, 0.0]
+    assert [weight for weight, _ in path] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert state["start_entropy"] == 0.1 and state["step"] == 7
 
 
 def test_ngram_diversity():
@@ -599,354 +556,268 @@ def test_calibration():
         own = [i for i, x in enumerate(confidence) if low <= min(x * 10, 9.5) < low + 1]
         error += abs(sum(correct[i] for i in own) - sum(confidence[i] for i in own)) / 300
     ece, over = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct))
-    assert ece == pytest.approx(error, abs=1e-5) and over == pytest.approx(
-        sum(confidence) / 300 - sum(correct) / 300
-    )
+    assert ece == pytest.approx(error, abs=1e-5)
+    assert over == pytest.approx(sum(confidence) / 300 - sum(correct) / 300)
     assert rlvr.calibration(torch.ones(4), torch.ones(4)) == (0.0, 0.0)
 
 
+def batch_of(texts, finished=None, kind="math", answer="4"):
+    return SimpleNamespace(problems=[SimpleNamespace(kind=kind, answer=answer)] * len(texts), texts=texts,
+                           finished=finished or [True] * len(texts))
+
+
 def test_evaluate_counts(policy, monkeypatch):
-    """Against rollouts that are known: 2 problems x 4 responses."""
-    texts = ["a", "a", "b", "x", "x", "x", "x", "x"]
+    """Against rollouts that are known: 2 problems x 4 responses; of 3 samples there is a pass@3."""
     mask = torch.tensor([[True, True], [True, False]] * 4)
-    rollouts = rlvr.Rollouts(
-        [SimpleNamespace(kind="?", answer="ab")] * 8,
-        [[1, 2], [1]] * 4,
-        [True] * 7 + [False],
-        texts,
-        mask * -1.0,
-        mask * 0.5,
-        mask,
-    )
+    rollouts = rlvr.Rollouts([SimpleNamespace(answer="ab")] * 8, [[1, 2], [1]] * 4, [True] * 7 + [False],
+                             ["a", "a", "b", "x", "x", "x", "x", "x"], mask * -1.0, mask * 0.5, mask)
     monkeypatch.setattr(rlvr, "rollout", lambda *_: rollouts)
-    result = rlvr.evaluate(
-        policy,
-        [None] * 2,
-        lambda text, answer: float(text in answer),
-        SimpleNamespace(eval_samples=4, seed=0),
-    )
+    result = rlvr.evaluate(policy, [None] * 2, lambda text, problem: float(text in problem.answer),
+                           SimpleNamespace(eval_samples=4, seed=0))
     assert result["avg"] == 3 / 8 and result["pass"] == {"1": 3 / 8, "2": 0.5, "4": 0.5}
     assert result["pass_interval"]["4"] == [0.0, 1.0]  # one problem of two: a resample may have none or both
     assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)
     assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
-    assert (
-        result["distinct"] == 1.0
-        and result["entropy"] == 0.5
-        and result["length"] == 1.5
-        and result["truncated"] == 1 / 8
-    )
+    assert (result["distinct"], result["entropy"], result["length"], result["truncated"]) == (1.0, 0.5, 1.5, 1 / 8)
+    for name in ("problems", "responses", "finished", "texts", "logp", "entropy", "mask"):
+        setattr(rollouts, name, getattr(rollouts, name)[:6])
+    result = rlvr.evaluate(policy, [None] * 2, lambda text, problem: 1.0, SimpleNamespace(eval_samples=3, seed=0))
+    assert list(result["pass"]) == ["1", "2", "3"] and "avg@3" in rlvr.held_out_metrics(result)
 
 
-def test_a_cut_off_response_gets_no_reward():
-    rollouts = SimpleNamespace(
-        problems=[SimpleNamespace(kind="math", answer="4")] * 2,
-        texts=["\\boxed{4}"] * 2,
-        finished=[True, False],
-    )
-    assert rlvr.rewards_of(rlvr.judge(rollouts))[0].tolist() == [1.0, 0.0]
+def test_a_cut_off_response_gets_no_reward_and_never_the_best():
+    cut_off = batch_of(["\\boxed{4}"] * 2, [True, False])
+    assert rlvr.rewards_of(rlvr.judge(cut_off, rlvr.load_reward("auto")))[0].tolist() == [1.0, 0.0]
+    assert rlvr.rewards_of(rlvr.judge(cut_off, lambda text, problem: -3))[0].tolist() == [-3.0, -3.0]
 
 
 def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
-    def reward(response, answer):
-        return {"right": 1.0, "wrong": 0.0}[response]
+    def reward(text, problem):
+        return {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
 
-    rollouts = SimpleNamespace(
-        problems=[SimpleNamespace(kind="?", answer=None)] * 6,
-        texts=["right", "wrong", "odd", "wrong", None, "right"],
-        finished=[True] * 6,
-    )
+    rollouts = batch_of(["right", "wrong", "odd", "wrong", "nan", "right"])
     with pytest.warns(UserWarning, match="left out"):
         rewards, errors = rlvr.rewards_of(rlvr.judge(rollouts, reward))
     assert rewards.isnan().tolist() == [False, False, True, False, True, False]
-    assert errors == {2: "KeyError: 'odd'", 4: "cannot be decoded"}
+    assert errors == {2: "KeyError: 'odd'", 4: "ValueError: the reward is nan, no finite number"}
     advantage = rlvr.advantages(rewards.view(3, 2))
     assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
-    rollouts.texts = ["odd"] * 6
     with pytest.raises(SystemExit, match="no response can be judged: KeyError"):
-        rlvr.rewards_of(rlvr.judge(rollouts, reward))
+        rlvr.rewards_of(rlvr.judge(batch_of(["odd"] * 6), reward))
     monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
     with pytest.raises(SystemExit, match="the reward function hangs"):
-        rlvr.judge(rollouts, lambda response, answer: time.sleep(1))
-
-
-def test_half_a_character_is_no_crash():
-    class Tokenizer:
-        def decode(self, ids, skip_special_tokens):
-            return bytes(ids).decode()
-
-    assert rlvr.decode(Tokenizer(), [104, 105]) == "hi" and rlvr.decode(Tokenizer(), [240, 159]) is None
+        rlvr.judge(rollouts, lambda text, problem: time.sleep(1))
 
 
 # ---------------------------------------------------------------------------------------------------- problems
 
-
 def test_countdown_problems_are_solvable_distinct_and_seeded():
-    problems = list(rlvr.countdown_problems(300))
-    assert len({(*sorted(a["numbers"]), a["target"]) for _, a, _ in problems}) == 300
-    assert problems == list(rlvr.countdown_problems(300))
+    rows = list(rlvr.countdown_rows(300))
+    assert len({(*sorted(row["answer"]["numbers"]), row["answer"]["target"]) for row in rows}) == 300
+    assert rows == list(rlvr.countdown_rows(300))
     rand = random.Random(1)
     for _ in range(300):
         numbers, target, steps = rlvr.random_calculation(rand)
         assert verify.countdown_reward(steps, numbers, target) == 1.0 and 1 <= target <= 99
     with pytest.raises(SystemExit, match="not 14001"):
-        list(rlvr.countdown_problems(14001))
+        list(rlvr.countdown_rows(14001))
 
 
 def test_demo_tokenizer_survives_auto_tokenizer(folders):
-    tokenizer = rlvr.load_policy(config(folders / "demo")).tokenizer
-    text = "3,15,7=26:15-3=12,12*7=84"
-    assert tokenizer.encode(text) == rlvr.demo_tokenizer().encode(text) and len(
-        tokenizer.encode(text)
-    ) == len(text)
-    assert (
-        tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos_token_id], skip_special_tokens=True) == text
-    )
+    tokenizer, text = rlvr.load_policy(config(folders / "demo")).tokenizer, "3,15,7=26:15-3=12,12*7=84"
+    assert len(tokenizer.encode(text)) == len(text)
+    assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos_token_id], skip_special_tokens=True) == text
 
 
 def test_a_saved_demo_policy_is_the_demo_again(folders):
-    c = config(folders / "demo")
+    c = config(folders / "demo", "--num_prompts 200 --eval_prompts 20")
     assert c.lr == rlvr.DEMO["lr"] and config(folders / "qwen").lr != c.lr
-    policy = rlvr.load_policy(c)
-    train, held_out = rlvr.load_problems(replace(c, num_prompts=200, eval_prompts=20), policy)
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert train[0].prompt == rlvr.compact_countdown(**train[0].answer)
-    assert (
-        len(train) == 200
-        and len(held_out) == 20
-        and not {p.prompt for p in train} & {p.prompt for p in held_out}
-    )
+    assert len(train) == 200 and len(held_out) == 20
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
 
 
 def test_countdown_in_words_for_a_real_model(folders):
-    policy = rlvr.load_policy(config(folders / "qwen", "--max_new_tokens", 16, "--max_prompt_tokens", 200))
-    c = config(folders / "qwen", "--num_prompts", 40, "--eval_prompts", 5)
-    train, _ = rlvr.load_problems(c, policy)
+    c = config(folders / "qwen", "--num_prompts 40 --eval_prompts 5 --max_new_tokens 16 --max_prompt_tokens 200")
+    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
     assert "<answer>" in train[0].prompt and str(train[0].answer["target"]) in train[0].prompt
     assert train[0].prompt.endswith("<|im_start|>assistant\n") and train[0].kind == "countdown"
 
 
-SHAPES = {
-    "gsm8k": (
-        {"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"},
-        "4{i}",
-        "math",
-    ),
-    "math": (
-        {"problem": "What is 40 + {i}?", "solution": "So \\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"},
-        "4{i}",
-        "math",
-    ),
-    "math500": (
-        {"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"},
-        "4{i}",
-        "math",
-    ),
-    "plain": ({"prompt": "What is 40 + {i}?", "answer": "4{i}"}, "4{i}", "math"),
-}
+SHAPES = {  # a row, what its answer is read as
+    "gsm8k": ({"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"}, "4{i}"),
+    "math": ({"problem": "What is 40 + {i}?", "solution": "So \\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"}, "4{i}"),
+    "math500": ({"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"}, "4{i}"),
+    "plain": ({"prompt": "What is 40 + {i}?", "answer": "4{i}"}, "4{i}")}
 
 
-def rows_of(shape, count=8):
-    fields, answer, kind = SHAPES[shape]
-    return [({k: v.format(i=i) for k, v in fields.items()}, answer.format(i=i)) for i in range(count)], kind
-
-
-@pytest.mark.parametrize(
-    "shape, suffix",
-    [
-        *itertools.product(SHAPES, ["jsonl"]),
-        ("gsm8k", "parquet"),
-        ("plain", "csv"),
-        ("math", "json"),
-        ("plain", "disk"),
-    ],
-)
+@pytest.mark.parametrize("shape, suffix", [*itertools.product(SHAPES, ["jsonl"]), ("gsm8k", "parquet"),
+                                           ("plain", "csv"), ("math", "json"), ("plain", "disk")])
 def test_data_set_shapes(folders, tmp_path, shape, suffix):
     import datasets
-
-    rows, kind = rows_of(shape)
-    table, file = datasets.Dataset.from_list([row for row, _ in rows]), tmp_path / f"data.{suffix}"
+    fields, answer = SHAPES[shape]
+    rows = [{k: v.format(i=i) for k, v in fields.items()} for i in range(8)]
+    table, file = datasets.Dataset.from_list(rows), tmp_path / f"data.{suffix}"
     if suffix == "disk":
         datasets.DatasetDict({"test": table}).save_to_disk(file)
     elif suffix == "json":
-        file.write_text(json.dumps([row for row, _ in rows]))
+        file.write_text(json.dumps(rows))
     else:
         {"jsonl": table.to_json, "parquet": table.to_parquet, "csv": table.to_csv}[suffix](str(file))
-    flags = f"--dataset {file} --prompts_per_step 4 --max_new_tokens 8 --max_prompt_tokens 200"
-    c = config(folders / "llama", flags, "--split test" if suffix == "disk" else "")
+    c = config(folders / "llama", f"--dataset {file} --prompts_per_step 4 --max_new_tokens 8 --max_prompt_tokens 200",
+               "--split test" if suffix == "disk" else "")
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert len(train) + len(held_out) == 8 and len(held_out) == 1
-    expected = {f"What is 40 + {i}?": answer for i, (_, answer) in enumerate(rows)}
+    expected = {f"What is 40 + {i}?": answer.format(i=i) for i in range(8)}
     for problem in train + held_out:
         question = problem.prompt.split("\n")[0].removeprefix("Question: ")
-        assert problem.answer == expected.pop(question) and problem.kind == kind
+        assert problem.answer == expected.pop(question) and problem.kind == "math"
         assert problem.prompt.endswith("\nAnswer:") and "\\boxed" in problem.prompt
 
 
+SMALL_DATA = "--prompts_per_step 4 --max_new_tokens 8 --max_prompt_tokens 200"
+
+
+def problems_of(folders, model, file, rows, *flags):
+    c = config(folders / model, "--dataset", write_lines(file, rows), SMALL_DATA, *flags)
+    return sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
+
+
 def test_chat_messages_and_tests(folders, tmp_path):
-    """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: a list of asserts."""
-    dapo = [
-        {
-            "prompt": [{"role": "user", "content": f"Solve {i % 6}"}],
-            "reward_model": {"ground_truth": str(i % 6), "style": "rule"},
-        }
-        for i in range(30)
-    ]
-    mbpp = [
-        {
-            "text": f"Add {i}.",
-            "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"],
-            "test_imports": ["import re"],
-        }
-        for i in range(6)
-    ]
-    for name, rows in (("dapo", dapo), ("mbpp", mbpp)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--prompts_per_step", 4, "--max_new_tokens", 8, "--max_prompt_tokens", 200]
-    c = config(folders / "qwen", "--dataset", tmp_path / "dapo.jsonl", *flags)
-    policy = rlvr.load_policy(c)
-    problems = sum(rlvr.load_problems(c, policy), [])
+    """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: a list of asserts; TinyZero:
+    numbers and a target; a list of accepted answers."""
+    problems = problems_of(folders, "qwen", tmp_path / "dapo.jsonl", [
+        {"prompt": [{"role": "user", "content": f"Solve {i % 6}"}],
+         "reward_model": {"ground_truth": str(i % 6), "style": "rule"}} for i in range(30)])
     assert sorted(p.answer for p in problems) == list("012345")
-    assert (
-        problems[0].prompt
-        == f"<|im_start|>user\nSolve {problems[0].answer}<|im_end|>\n<|im_start|>assistant\n"
-    )
-    problems = sum(
-        rlvr.load_problems(config(folders / "qwen", "--dataset", tmp_path / "mbpp.jsonl", *flags), policy), []
-    )
+    assert problems[0].prompt == f"<|im_start|>user\nSolve {problems[0].answer}<|im_end|>\n<|im_start|>assistant\n"
+    problems = problems_of(folders, "qwen", tmp_path / "mbpp.jsonl", [
+        {"text": f"Add {i}.", "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"], "test_imports": ["import re"]}
+        for i in range(6)])
     assert problems[0].kind == "code" and problems[0].answer["tests"][0] == "import re"
     assert "assert add(0)" in problems[0].prompt and "assert add(1)" not in problems[0].prompt
+    problems = problems_of(folders, "qwen", tmp_path / "zero.jsonl", [
+        {"prompt": f"Make {i}.", "reward_model": {"ground_truth": {"target": i, "numbers": [1, i]}}} for i in range(6)])
+    assert problems[0].kind == "countdown" and set(problems[0].answer) == {"numbers", "target"}
+    problems = problems_of(folders, "qwen", tmp_path / "any.jsonl", [
+        {"question": f"{i}?", "answer": ["10", "ten"]} for i in range(6)])
+    assert problems[0].kind == "math" and verify.REWARDS["math"]("\\boxed{ten}", problems[0].answer) == 1.0
 
 
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
-    rows = [
-        {"q": "short", "a": "1"},
-        {"q": "short", "a": "1"},
-        {"q": "word " * 200, "a": "2"},
-        {"q": "no answer", "a": None},
-        {"q": "", "a": "3"},
-        {"q": "other", "a": "4"},
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = "--prompt_column q --answer_column a --prompts_per_step 1 --updates_per_batch 1"
-    limits = "--max_new_tokens 8 --max_prompt_tokens 100"
-    c = config(folders / "llama", "--dataset", tmp_path / "rows.jsonl", flags, limits)
-    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
-    assert sorted(p.answer for p in train + held_out) == ["1", "4"]
+    rows = [{"q": "short", "a": "1"}, {"q": "short", "a": "1"}, {"q": "word " * 200, "a": "2"},
+            {"q": "no answer", "a": None}, {"q": "", "a": "3"}, {"q": "other", "a": "4"}]
+    problems = problems_of(folders, "llama", tmp_path / "rows.jsonl", rows, "--prompt_column q --answer_column a")
+    assert sorted(p.answer for p in problems) == ["1", "4"]
     shown = capsys.readouterr().out
-    assert "skipped 2 rows" in shown and "dropped 1 prompts longer than --max_prompt_tokens 100" in shown
+    assert "skipped 3 rows" in shown and "1 with a prompt longer than --max_prompt_tokens 200" in shown
+    assert "1 with no answer" in shown and "1 with no question" in shown
 
 
 def test_folder_with_several_subsets_takes_main(folders, tmp_path):
     """Like openai/gsm8k on the hub: two configurations, none given."""
     for name in ("main", "socratic"):
-        (tmp_path / f"{name}.jsonl").write_text(
-            "".join(json.dumps({"question": f"{name} {i}", "answer": "#### 1"}) + "\n" for i in range(9))
-        )
-    (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n"
-        + "".join(
-            f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}.jsonl\n"
-            for n in ("socratic", "main")
-        )
-        + "---\n"
-    )
+        write_lines(tmp_path / f"{name}.jsonl", [{"question": f"{name} {i}", "answer": "#### 1"} for i in range(9)])
+    configs = "".join(f"- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}.jsonl\n"
+                      for n in ("socratic", "main"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     for flags, name in (([], "main"), (["--subset", "socratic"], "socratic")):
-        rows = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, *flags))
-        assert len(rows) == 9 and rows[0]["question"].startswith(name)
+        rows, columns = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, *flags))
+        rows = list(rows)
+        assert len(rows) == 9 and rows[0]["question"].startswith(name) and columns == ["question", "answer"]
 
 
 # ---------------------------------------------------------------------------------------- presets, bad input
 
-
 def test_presets_and_precedence():
-    c = rlvr.parse_config([])
+    def parsed(*flags):
+        return rlvr.parse_config(command(*flags))
+
+    c = parsed()
     assert (c.preset, c.pos_schedule, c.pos_weight) == ("pos_adv_entropy", "entropy", 0.0)
-    assert rlvr.parse_config(["--preset", "grpo"]).pos_weight == 1.0
-    assert (
-        rlvr.parse_config(["--preset", "adv_nonpos", "--pos_weight", "0.5"]).pos_weight == 0.5
-    )  # explicit wins
-    assert rlvr.parse_config(["--preset", "clip_higher"]).eps_high > rlvr.parse_config([]).eps_high
-    real = rlvr.parse_config(["--model", "Qwen/Qwen2.5-0.5B-Instruct"])
-    assert (real.eps_low, real.lr, real.target_entropy, real.output_dir) == (
-        0.2,
-        1e-6,
-        0.2,
-        "runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0",
-    )
+    assert parsed("--preset grpo").pos_weight == 1.0
+    assert parsed("--preset adv_nonpos --pos_weight 0.5").pos_weight == 0.5  # explicit wins
+    assert parsed("--preset clip_higher").eps_high > c.eps_high
+    real = parsed("--model Qwen/Qwen2.5-0.5B-Instruct")
+    assert (real.eps_low, real.lr, real.target_entropy) == (0.2, 1e-6, 0.2)
+    assert real.output_dir == "runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"
     for name in rlvr.PRESETS:
-        rlvr.parse_config(["--preset", name])
-    assert math.isinf(rlvr.parse_config(["--eps_high", "inf"]).eps_high)
+        parsed("--preset", name)
+    assert math.isinf(parsed("--eps_high inf").eps_high)
 
 
-def message_of(*argv):
-    with pytest.raises(SystemExit) as stop:
-        rlvr.main(command(*argv))
-    message = stop.value.code
-    assert isinstance(message, str) and message.startswith("rlvr.py: ") and "\n" not in message
-    return message
+BAD_FLAGS = """
+--learning_rate 1                    | --learning_rate, --help
+--preset ppo                         | ppo, pos_adv_entropy
+--steps many                         | --steps, many
+--group_size 1                       | --group_size 1
+--updates_per_batch 7                | --updates_per_batch 7, --prompts_per_step 32
+--temperature 0                      | --temperature
+--temperature nan                    | --temperature
+--eps_low -1                         | --eps_low
+--lr -1                              | --lr
+--cov_share 2                        | --cov_share 2
+--num_prompts 0                      | --num_prompts 0
+--report nowhere/*                   | nowhere/*, no finished run
+--resume nowhere                     | nowhere
+--pos_schedule cosine                | cosine, stage
+--pos_schedule stage --pos_weight 1  | --pos_weight
+--preset grpo --target_entropy 0.1   | --target_entropy
+--split test                         | --split, countdown
+--pos_weight 2                       | --pos_weight 2
+"""
 
 
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["--learning_rate", "1"], ["--learning_rate", "--help"]),
-        (["--preset", "ppo"], ["ppo", "pos_adv_entropy"]),
-        (["--steps", "many"], ["--steps", "many"]),
-        (["--group_size", "1"], ["--group_size 1"]),
-        (["--updates_per_batch", "7"], ["--updates_per_batch 7", "--prompts_per_step 32"]),
-        (["--temperature", "0"], ["--temperature"]),
-        (["--temperature", "nan"], ["--temperature"]),
-        (["--eps_low", "-1"], ["--eps_low"]),
-        (["--lr", "-1"], ["--lr"]),
-        (["--num_prompts", "0"], ["--num_prompts 0"]),
-        (["--report", "nowhere/*"], ["nowhere/*", "no finished run"]),
-        (["--resume", "nowhere"], ["nowhere"]),
-        (["--pos_schedule", "cosine"], ["cosine", "stage"]),
-        (["--pos_schedule", "stage", "--pos_weight", "1"], ["--pos_weight"]),
-        (["--preset", "grpo", "--target_entropy", "0.1"], ["--target_entropy"]),
-        (["--split", "test"], ["--split", "countdown"]),
-        (["--pos_weight", "2"], ["--pos_weight 2"]),
-    ],
-)
-def test_bad_flags(argv, words):
-    message = message_of(*argv)
-    assert all(word in message for word in words)
+@pytest.mark.parametrize("line", BAD_FLAGS.strip().splitlines())
+def test_bad_flags(line):
+    argv, words = line.split("|")
+    message = message_of(argv)
+    assert all(word.strip() in message for word in words.split(","))
 
 
 def test_bad_models_and_data(folders, tmp_path):
     out = f"--output_dir {tmp_path / 'run'}"
     qwen = f"--model {folders / 'qwen'} {out} --max_prompt_tokens 100 --max_new_tokens 8"
     assert "nobody/nothing" in message_of("--model nobody/nothing", out)
-    assert "nobody/data" in message_of(qwen, "--dataset", "nobody/data")
-    good, empty, odd = tmp_path / "good.jsonl", tmp_path / "empty.jsonl", tmp_path / "odd.txt"
-    good.write_text('{"question": "1+1?", "answer": "2", "extra": 1}\n')
-    empty.write_text("")
-    odd.write_text("x")
-    assert "odd.txt" in message_of(qwen, "--dataset", odd)
-    assert "empty.jsonl" in message_of(qwen, "--dataset", empty)
-    message = message_of(qwen, "--dataset", good, "--prompt_column", "frage")
+    assert "nobody/data" in message_of(qwen, "--dataset nobody/data")
+    good = write_lines(tmp_path / "good.jsonl", [{"question": "1+1?", "answer": "2", "extra": 1}])
+    many = write_lines(tmp_path / "many.jsonl", [{"question": f"{i}?", "answer": "2"} for i in range(50)])
+    for name, text in (("empty.jsonl", ""), ("odd.txt", "x")):
+        (tmp_path / name).write_text(text)
+        assert name in message_of(qwen, "--dataset", tmp_path / name)
+    message = message_of(qwen, "--dataset", good, "--prompt_column frage")
     assert "frage" in message and "question, answer, extra" in message and "--prompt_column" in message
     assert "longer than --max_prompt" in message_of(qwen, "--max_prompt_tokens 2 --dataset", good)
     assert "256 tokens of context" in message_of(qwen, "--max_new_tokens 200")
-    assert "choose auto" in message_of(qwen, "--reward", "vibes")
-    many = tmp_path / "many.jsonl"
-    many.write_text("".join(json.dumps({"question": f"{i}?", "answer": "2"}) + "\n" for i in range(50)))
-    assert "are for --reward math" in message_of(qwen, "--dataset", many, "--reward", "countdown")
-    assert "no file" in message_of(qwen, "--reward", "nowhere.py:f")
-    epoch = f"--model {folders / 'demo'} --preset pos_adv_epoch --steps 2"
-    assert "second epoch" in message_of(epoch, out)
+    assert "choose auto" in message_of(qwen, "--reward vibes")
+    assert "are for --reward math" in message_of(qwen, "--dataset", many, "--reward countdown")
+    assert "no file" in message_of(qwen, "--reward nowhere.py:f")
+    assert "nothing" in message_of(qwen, f"--reward {folders / 'own.py'}:nothing")
+    assert "2nd epoch" in message_of(f"--model {folders / 'demo'} --preset pos_adv_epoch --steps 2", out)
 
 
 def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
-    policy = rlvr.load_policy(config(folders / "llama", "--max_new_tokens", 8, "--max_prompt_tokens", 8))
-    flags = ["--max_prompt_tokens", 100, "--max_new_tokens", 8, "--output_dir", tmp_path / "run"]
+    policy = rlvr.load_policy(config(folders / "llama", "--max_new_tokens 8 --max_prompt_tokens 8"))
+    flags = f"--max_prompt_tokens 100 --max_new_tokens 8 --output_dir {tmp_path / 'run'}"
     policy.tokenizer.eos_token = policy.tokenizer.pad_token = None
     policy.model.generation_config.eos_token_id = policy.model.config.eos_token_id = None
     policy.save(tmp_path / "no_eos")
-    assert "no eos token" in message_of("--model", tmp_path / "no_eos", *flags)
+    assert "no eos token" in message_of("--model", tmp_path / "no_eos", flags)
     policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
     policy.tokenizer.eos_token = "<extra0>"
     policy.save(tmp_path / "large")
-    assert "embedding only 320 rows" in message_of("--model", tmp_path / "large", *flags)
+    assert "embedding only 320 rows" in message_of("--model", tmp_path / "large", flags)
+
+
+def test_weights_that_do_not_fit_are_not_made_up(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(folders / "qwen", tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+              tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    flags = f"--max_prompt_tokens 100 --max_new_tokens 8 --output_dir {tmp_path / 'run'}"
+    assert "would be random" in message_of("--model", tmp_path / "model", flags)
 
 
 # ---------------------------------------------------------------------------------------------------- verify.py
@@ -1013,6 +884,59 @@ B | \textbf{(B)}
 x\le 3 | x≤3
 -5 | −5
 12 | \mathbf{12}
+\frac{5}{6} | \frac 5 6
+2^{17} | 2^17
+2^{-10} | 2^-10
+3.2\times10^{5} | 3.2 x 10^5
+2.5\text{ million} | 2500000
+\frac{3}{2} | 3\text{ halves}
+36 | 6\text{ squared}
+3+4\mathrm{i} | 3+4i
+\frac{3}{2}\mathrm{e} | \frac{3e}{2}
+3.14 | x \approx 3.14
+\frac{1}{3} | x = \frac{1}{3} \approx 0.333
+\frac{1}{3} | 0.333\ldots
+7 | f(2) = 7
+\frac14 | P(X > 2) = \frac{1}{4}
+5 | \overline{AB} = 5
+120^\circ | \angle A = 120^\circ
+25 | P = \$25
+\pi | x = \pi
+e = \frac{\sqrt5}{3} | e = \frac13\sqrt5
+3:8 | V_1:V_2 = 3:8
+(0,5) | B = (0,5)
+(1,2) | P(1,2)
+A^{-1}=\begin{pmatrix}2&1\\1&1\end{pmatrix} | \begin{pmatrix}2&1\\1&1\end{pmatrix}
+\frac12\begin{pmatrix}2\\4\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}
+24 (stickers) | 24
+24 (stickers) | 24\text{ stickers}
+18^\circ\mathrm{C} | 18\text{ degrees Celsius}
+60\text{ miles per hour} | 60 mph
+1234 | x = 1,234
+1200\pi | 1,200\pi
+40, 150 | 40,150
+\langle 3,4\rangle | (3, 4)
+x^4+1 | x⁴+1
+a_1+a_2 | a₁+a₂
+\frac{v_0^2}{2g} | \frac{v^2_0}{2g}
+1101_2 | (1101)_{2}
+-3,0,3 | 0, \pm 3
+\{\pm 2, \pm 5\} | 2,-2,5,-5
+\ln|x+1| | \ln\left\vert x+1\right\vert
+40^\circ, 60^\circ | 60^\circ, 40^\circ
+6\text{ cm}, 8\text{ cm} | 8\text{ cm}, 6\text{ cm}
+\{x \mid x > 2\} | (2,\infty)
+x \ne -1 | (-\infty,-1)\cup(-1,\infty)
+\binom{2n}{n} | \frac{(2n)!}{n!\,n!}
+\text{2:45 PM} | 2:45 p.m.
+yes | Yes
+\sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}
+2\varepsilon | 2 \varepsilon
+\frac{2018!}{2} | \frac{1}{2}\cdot 2018!
+n - \lfloor n/2 \rfloor | -\lfloor \frac{n}{2} \rfloor + n
+|u| | \sqrt{u^2}
+x\sqrt{x} | \sqrt{x^3}
+(2,-1) | x=2, y=-1
 """
 WRONG = r"""
 42 | 420
@@ -1075,27 +999,48 @@ A | \text{all}
 5 | sum([2,3])
 5 | lambda: 5
 x | x.__class__
+2.5\text{ billion} | 2.5 million
+6 | 6\text{ squared}
+7\text{ hundred} | 7\text{ thousand}
+3+4\mathrm{i} | 7
+6 | 6\mathrm{i}
+9\mathrm{e}^2 | 9
+14 | 2^17
+x \approx 1.7 | x \approx 9
+\frac{2}{3} \approx 0.67 | \frac{2}{3} \approx 1.67
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{vmatrix}1&2\\3&4\end{vmatrix}
+|y| | y
+\sqrt{x^2} | x
+\cos x | -\sqrt{\cos^2 x}
+e = \frac12 | e = \frac34
+\frac49<\frac{5}{11} | \frac49<\frac{6}{11}
+No | oN
+ASA | AAS
+XI | IX
+a_{n+1} | a_{n-1}
+a_{n+1}=3a_n | a_{n-1}=3a_n
+\lceil \frac{n}{5} \rceil | \lfloor \frac{n}{5} \rfloor+1
+\lfloor \frac{n}{3} \rfloor | \lfloor \frac{n+1}{3} \rfloor
+f(2)=9 | f(3)=9
+5 | f(5) = 2
+\frac14 | P(X > 2) = \frac34
+3 | 2x = 6
+\log_4 8 = \frac32 | \log_4 80 = \frac32
+24 (stickers) | 42
+35,000 | 35,0000
+-12_9 | -13_9
+0, \pm 3 | -3, 3
+\{x \mid x > 2\} | [2,\infty)
+3 \pmod 7 | 4 \pmod 7
+\binom{2n}{n} | \binom{2n}{n+1}
+\text{2:45 PM} | 3:45 PM
+\frac{1}{1999!} | \frac{1}{1998!}
+\frac23, 1 | \frac23
 """
-BOMBS = [
-    "9^{9^{9^{9}}}",
-    "9**9**9**9",
-    "(" * 50000,
-    "(" * 50000 + "5" + ")" * 50000,
-    "1+" * 50000 + "1",
-    "x^{1000000}",
-    "\\binom{10^9}{5\\cdot 10^8}",
-    "1e999999999",
-    "10^{-10^{10}}",
-    " " * 99000 + "5x",
-    "1," * 50000,
-    "\\" * 90000,
-    "\\frac" * 20000,
-    "0." + "3" * 90000,
-    "\\exp(" * 30 + "9" + ")" * 30,
-    "9" + "!" * 200,
-    "\\left[" * 9999,
-    "[" * 99 + "1" + "]" * 99,
-]
+BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1", "x^{1000000}",
+         "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x", "1," * 50000, "\\" * 90000,
+         "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30, "9" + "!" * 200, "\\left[" * 9999,
+         "[" * 99 + "1" + "]" * 99, "0.(" + "9" * 40 + ")...", "+".join(["2400!"] * 90), "3^{99999}" * 60]
 
 
 @pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
@@ -1104,62 +1049,65 @@ def test_math_answers(table, verdict):
         assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
 
 
-@pytest.mark.parametrize(
-    "response, verdict",
-    [
-        ("The answer is $42$.", 1),
-        ("Therefore, the final answer is \\(42\\).", 1),
-        ("**Answer:** 42 apples", 1),
-        ("#### 42 dollars", 1),
-        ("#### 41\n#### 42", 1),
-        ("#### 42\n#### 43", 0),
-        ("It is 42.", 0),
-        ("", 0),
-        ("The answer is 42 or 43.", 0),
-        ("The answer is 142.", 0),
-        ("\\boxed{43} or \\boxed{42}", 1),
-        ("\\boxed{42} or \\boxed{43}", 0),
-        ("\\boxed{42} \\boxed{", 0),
-        ("\\boxed{42", 0),
-        ("\\boxed{}", 0),
-        ("\\boxed{\\boxed{42}}", 1),
-        ("\\boxed{42}\n#### 43", 1),
-        ("The answer is between 41 and 43.", 0),
-        ("\\boxed{\\text{answer}}", 0),
-    ],
-)
-def test_one_final_answer_is_extracted(response, verdict):
-    assert verify.math_reward(response, "42") == verdict
+EXTRACTED = r"""
+1 | The answer is $42$.
+1 | Therefore, the final answer is \(42\).
+1 | **Answer:** 42 apples
+1 | **Final Answer**↵↵42
+1 | The answer is 42, because 6*7=42.
+1 | <think>6*7</think>↵<answer>The answer is 42</answer>
+1 | #### 42 dollars
+1 | #### 41↵#### 42
+1 | #### Step 1↵add↵#### Step 2↵multiply↵The answer is 42.
+1 | \boxed{43} or \boxed{42}
+1 | \boxed {42}
+1 | \boxed↵{42}
+1 | \boxed{\boxed{42}}
+1 | \boxed{42}↵#### 43
+1 | <think>\boxed{41}</think> The answer is 42.
+1 | <think>\boxed{42}</think> Done.
+0 | <think>\boxed{42}</think> The answer is 41.
+0 | #### 42↵#### 43
+0 | It is 42.
+0 |
+0 | The answer is 42 or 43.
+0 | The answer is 142.
+0 | \boxed{42} or \boxed{43}
+0 | \boxed{42} \boxed{
+0 | \boxed{42
+0 | \boxed{}
+0 | The answer is between 41 and 43.
+0 | \boxed{\text{answer}}
+"""
+
+
+def test_one_final_answer_is_extracted():
+    for verdict, _, response in (line.partition(" |") for line in EXTRACTED.strip().splitlines()):
+        assert verify.math_reward(response.replace("↵", "\n"), "42") == float(verdict), response
+
+
+def test_any_answer_of_a_list_is_right():
+    for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
+        assert verify.math_reward("\\boxed{10}", gold) == verdict
 
 
 def test_an_empty_gold_never_rewards():
-    for response, gold in itertools.product(
-        ["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]
-    ):
+    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]):
         assert verify.math_reward(response, gold) == 0.0
 
 
 def test_odd_arguments_get_nothing():
     for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
         assert verify.math_reward(odd, "7") == verify.math_reward("\\boxed{7}", odd or None) == 0.0
-        assert (
-            verify.countdown_reward(odd, [3, 5, 7], 26)
-            == verify.countdown_reward("7*3=21,21+5=26", odd, 26)
-            == 0.0
-        )
+        assert verify.countdown_reward(odd, [3, 5, 7], 26) == 0.0
+        assert verify.countdown_reward("7*3=21,21+5=26", odd, 26) == 0.0
         assert verify.countdown_reward("7*3=21,21+5=26", [3, 5, 7], odd) == 0.0
 
 
 def test_bombs_are_refused():
     """By bounds, not by a time-out: each of these would run for hours or exhaust the stack if it were computed."""
     for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):
-        for response in (
-            f"\\boxed{{{bomb}}}",
-            f"#### {bomb}",
-            f"the answer is {bomb}",
-            bomb,
-            "\\boxed{" * 9999 + bomb,
-        ):
+        for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb, "\\boxed{" * 9999 + bomb):
             assert verify.math_reward(response, gold) == 0.0
 
 
@@ -1182,88 +1130,73 @@ def test_math_fuzz_accepts_equal_values_only():
     for _ in range(400):
         text, value = random_expression(rand, rand.randint(1, 3))
         for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
-            assert verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}") == (
-                gold == value
-            ), (text, gold)
+            verdict = verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}")
+            assert verdict == (gold == value), (text, gold)
 
 
 def test_math_fuzz_never_raises():
-    rand, pieces = (
-        random.Random(1),
-        r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \begin{pmatrix}
-        \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{ \$ cm ° √ ½ ** \left""".split(),
-    )
+    rand, pieces = random.Random(1), r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{
+        \begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{
+        \$ cm ° √ ½ ** \left \approx \mid ² ₁ million (cm) 2:45 p.m. ... \prime a_{n-1}""".split()
     for _ in range(3000):
         text = rand.choice(("", " ")).join(rand.choices(pieces, k=rand.choice((2, 5, 12, 40))))
-        assert verify.math_reward(
-            f"\\boxed{{{text}}}", rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))
-        ) in (0.0, 1.0)
+        gold = rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))
+        assert verify.math_reward(f"\\boxed{{{text}}}", gold) in (0.0, 1.0)
 
 
-@pytest.mark.parametrize(
-    "numbers, target, answer, verdict",
-    [
-        ([8, 3, 8, 3], 24, "8/(3-8/3)", 1),
-        ([3, 5, 2], 16, "2*(3+5)", 1),
-        ([20, 4, 5], 1, "20/4/5", 1),
-        ([2, 3], 6, " 3 * 2 = 6", 1),
-        ([3, 5, 2], 4, "-3+5+2", 1),
-        ([6, 2, 5], 15, "$6/2*5$", 1),
-        ([12, 4, 3], 0, "12/4-3", 1),
-        ([5, 5], 10, "5+5", 1),
-        ([3, 5, 2], 16, "16", 0),
-        ([3, 5, 2], 16, "2*3+5", 0),
-        ([3, 5, 2], 16, "2*(3+5)+0", 0),
-        ([5], 5, "5-5+5", 0),
-        ([5, 5], 5, "5", 0),
-        ([1, 3], 1000, "1e3", 0),
-        ([1, 5, 2], 3, "1.5*2", 0),
-        ([5, 3], 8, "05+3", 0),
-        ([3, 5], 8, "３+5", 0),
-        ([1, 2], 12, "1 2", 0),
-        ([2, 3], 8, "2**3", 0),
-        ([7, 2, 1], 4, "7//2+1", 0),
-        ([9, 5], 4, "9%5", 0),
-        ([1, 3], 8, "1<<3", 0),
-        ([5, 3], 0, "5/(3-3)", 0),
-        ([1, 2], 3, "(1+2", 0),
-        ([1, 2], 3, "", 0),
-        ([1, 2, 4, 1], 3, "1+2=4-1", 0),
-        ([1, 2], 3, "1+2 or 9", 0),
-        ([3, 5], 8, "3--5", 0),
-        ([3, 5], 8, "3+(+5)", 0),
-        ([1, 10**6, 5], 5, "5+1/1000000", 0),
-        ([3], 3, "__import__('os').system('x') or 3", 0),
-    ],
-)
-def test_countdown_answers(numbers, target, answer, verdict):
-    response = f"<answer>1</answer> Let me see. <answer>{answer}</answer>"
-    assert verify.countdown_reward(response, numbers, target) == verdict
+COUNTDOWN = """
+8 3 8 3 | 24   | 1 | 8/(3-8/3)
+3 5 2   | 16   | 1 | 2*(3+5)
+20 4 5  | 1    | 1 | 20/4/5
+2 3     | 6    | 1 |  3 * 2 = 6
+3 5 2   | 4    | 1 | -3+5+2
+6 2 5   | 15   | 1 | $6/2*5$
+12 4 3  | 0    | 1 | 12/4-3
+5 5     | 10   | 1 | 5+5
+7 6 2   | 40   | 1 | 7 * 6↵- 2
+48 6    | 8    | 1 | 48 ÷ 6
+20 5    | 15   | 1 | 20 − 5
+3 5 2   | 16   | 0 | 16
+3 5 2   | 16   | 0 | 2*3+5
+3 5 2   | 16   | 0 | 2*(3+5)+0
+5       | 5    | 0 | 5-5+5
+5 5     | 5    | 0 | 5
+1 3     | 1000 | 0 | 1e3
+1 5 2   | 3    | 0 | 1.5*2
+5 3     | 8    | 0 | 05+3
+3 5     | 8    | 0 | ３+5
+1 2     | 12   | 0 | 1 2
+1 2     | 12   | 0 | 1↵2
+2 3     | 8    | 0 | 2**3
+7 2 1   | 4    | 0 | 7//2+1
+9 5     | 4    | 0 | 9%5
+1 3     | 8    | 0 | 1<<3
+5 3     | 0    | 0 | 5/(3-3)
+1 2     | 3    | 0 | (1+2
+1 2     | 3    | 0 |
+1 2 4 1 | 3    | 0 | 1+2=4-1
+1 2     | 3    | 0 | 1+2 or 9
+3 5     | 8    | 0 | 3--5
+3 5     | 8    | 0 | 3+(+5)
+1 1000000 5 | 5 | 0 | 5+1/1000000
+3       | 3    | 0 | __import__('os').system('x') or 3
+"""
 
 
-@pytest.mark.parametrize(
-    "response, verdict",
-    [
-        ("7*3=21,21+5=26", 1),
-        ("7*3=21,5+21=26", 1),
-        (" 7*3=21,21+5=26\n", 1),
-        ("7*3=21,21+5=27", 0),
-        ("7*3=21", 0),
-        ("21+5=26", 0),
-        ("7*3=20,20+5=26", 0),
-        ("7*3=21,21+5=26,26/26=1", 0),
-        ("7+7=14,14+12=26", 0),
-        ("", 0),
-        ("7*3=21,,21+5=26", 0),
-        ("26", 0),
-        ("7*3=21,21+5=26<eos>", 0),
-        ("<answer>1", 0),
-        ("9**9=1,1+1=2", 0),
-        ("7/3=2,21+5=26", 0),
-    ],
-)
-def test_countdown_steps_of_the_demo(response, verdict):
-    assert verify.countdown_reward(response, [3, 5, 7], 26) == verdict
+def test_countdown_answers():
+    for line in COUNTDOWN.strip().splitlines():
+        numbers, target, verdict, answer = line.split("|", 3)
+        response = f"<answer>1</answer> Let me see. <answer>{answer[1:]}</answer>".replace("↵", "\n")
+        assert verify.countdown_reward(response, numbers.split(), int(target)) == float(verdict), line
+
+
+def test_countdown_steps_of_the_demo():
+    for response in ("7*3=21,21+5=26", "7*3=21,5+21=26", " 7*3=21,21+5=26\n"):
+        assert verify.countdown_reward(response, [3, 5, 7], 26) == 1.0
+    for response in ("7*3=21,21+5=27", "7*3=21", "21+5=26", "7*3=20,20+5=26", "7*3=21,21+5=26,26/26=1", "",
+                     "7+7=14,14+12=26", "7*3=21,,21+5=26", "26", "7*3=21,21+5=26<eos>", "<answer>1",
+                     "9**9=1,1+1=2", "7/3=2,21+5=26"):
+        assert verify.countdown_reward(response, [3, 5, 7], 26) == 0.0, response
 
 
 def test_countdown_fuzz_agrees_with_its_twin():
@@ -1289,54 +1222,47 @@ SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
 SUM_IO = dict(inputs=["1 2\n", "10 -3\n", "0 0\n"], outputs=["3\n", "7\n", "0\n"])
 GOOD_CODE = [
     (SQUARE, "def sq(x):\n    print('PASS')\n    return x * x"),
-    (
-        ["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"],
-        "total = lambda a, b: a + b",
-    ),
+    (["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"], "total = lambda a, b: a + b"),
     (["assert sum(12, 18) == 6"], "def sum(a, b):\n    return b - a"),  # the task's name is a builtin's
-    (
-        ["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
-        "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
-        "    def count(self):\n        yield from range(self.n)",
-    ),
+    (["assert gcd(4, 6) == 2"], "def gcd(a, b):\n    return gcd(b, a % b) if b else a"),  # or a library's
+    (["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
+     "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
+     "    def count(self):\n        yield from range(self.n)"),
+    (["assert Solution().twice([1]) == [2]"],
+     "class Solution:\n    def twice(self, nums: List[int]) -> List[int]:\n        return [2 * x for x in nums]"),
     (["def check(f):\n    assert f([1, 2]) == 3\ncheck(add_up)"], "def add_up(a):\n    return sum(a)"),
-    (
-        ["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
-        "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5",
-    ),
+    (["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
+     "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5"),
     (["assert f('abca') == {'a': 2, 'b': 1, 'c': 1}"], "from collections import Counter as f"),
-    (
-        ["assert f(90) == 2880067194370816120"],
-        "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)",
-    ),
-    (
-        ["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"],
-        "def f(x):\n    raise ValueError(x)",
-    ),
-    (
-        ["import math\nassert math.isclose(f(3, 4), 5)"],
-        "import math\ndef f(a, b):\n    return math.hypot(a, b)",
-    ),
-]
+    (["assert f(90) == 2880067194370816120"],
+     "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)"),
+    (["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"], "def f(x):\n    raise ValueError(x)"),
+    (["import math\nassert math.isclose(f(3, 4), 5)"], "import math\ndef f(a, b):\n    return math.hypot(a, b)"),
+    (["assert isclose(half(3), 1.5)"], "from math import isclose\ndef half(x):\n    return x / 2"),
+    (["assert price(1) == 2.5"], "from decimal import Decimal\ndef price(x):\n    return Decimal('2.50')"),
+    (["assert decode(encode('ab')) == 'ab'"], "encode = lambda s: s[::-1]\ndecode = lambda s: s[::-1]")]
+SEARCH = ("        try:\n            s = open(p, errors='ignore').read()\n        except OSError:\n            continue\n"
+          "        if f'assert sq({x}) == ' in s:\n            return int(s.split(f'assert sq({x}) == ')[1].split()[0])\n")
 BAD_CODE = [
-    "def sq(x):\n    return 2 * x",
-    "pass",
-    "def sq(x):\n    return sq(x)",
-    "import os\ndef sq(x):\n    os._exit(0)",
+    "def sq(x):\n    return 2 * x", "pass", "def sq(x):\n    return sq(x)", "import os\ndef sq(x):\n    os._exit(0)",
     "def sq(x):\n    quit()",
-    "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = int.__hash__\ndef sq(x):\n    return E(7)",
+    "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = int.__hash__\n"
+    "def sq(x):\n    return E(7)",
     "class E:\n    __eq__ = lambda s, o: True\n    __bool__ = lambda s: True\ndef sq(x):\n    return E()",
-    "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\nsys.excepthook = print\ndef sq(x):\n    return -1",
+    "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\nsys.excepthook = print\n"
+    "def sq(x):\n    return -1",
     "import atexit, os\natexit.register(os._exit, 0)\nprint('PASS')\nimport sys\nsys.exit(0)",
-    "import os\nfor fd in range(1, 64):\n    try:\n        os.write(fd, b'PASS\\n')\n    except OSError:\n        pass\nos._exit(0)",
-    'import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b\'["value", ["int", "0x9"]]\\n\' * 9)\n    except OSError:\n        pass\ndef sq(x):\n    return 1',
-    "import gc, inspect\nT = {}\ndef sq(x):\n    for o in gc.get_objects():\n        if isinstance(o, str) and 'assert sq' in o:\n            return eval(o.split('==')[1])\n    return inspect.stack()[1].frame.f_locals.get('expected', -1)",
-    "import glob\ndef sq(x):\n    for p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ') + glob.glob('./*'):\n"
-    "        try:\n            s = open(p, errors='ignore').read()\n        except OSError:\n            continue\n"
-    "        if f'assert sq({x}) == ' in s:\n            return int(s.split(f'assert sq({x}) == ')[1].split()[0])\n    return -1",
-    "class P:\n    def __reduce__(self):\n        import os\n        return os.system, ('touch PWNED',)\n    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
-    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1",
-]
+    "import os\nfor fd in range(1, 64):\n    try:\n        os.write(fd, b'PASS\\n')\n    except OSError:\n        pass\n"
+    "os._exit(0)",
+    "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'[\"value\", [\"int\", \"0x9\"]]\\n' * 9)\n"
+    "    except OSError:\n        pass\ndef sq(x):\n    return 1",
+    "import gc, inspect\nT = {}\ndef sq(x):\n    for o in gc.get_objects():\n        if isinstance(o, str) and 'assert sq' in o:"
+    "\n            return eval(o.split('==')[1])\n    return inspect.stack()[1].frame.f_locals.get('expected', -1)",
+    "import glob\ndef sq(x):\n    for p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ') + "
+    f"glob.glob('./*'):\n{SEARCH}    return -1",
+    "class P:\n    def __reduce__(self):\n        import os\n        return os.system, ('touch PWNED',)\n"
+    "    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
+    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1"]
 
 
 def fenced(code):
@@ -1360,110 +1286,119 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
-    """With and without namespaces; the time limit is short where a test waits for it."""
+    """With and without namespaces."""
     if request.param == "namespaces" and not verify.sandbox():
         pytest.skip("unshare does not work here")
     monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
 
 
+def verdicts_of(pairs):
+    return verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests),
+                               [(code, tests) for tests, code in pairs])[0]
+
+
 @linux
 def test_good_code_passes(sandbox):
-    verdicts, _ = verify.verify_batch(
-        lambda code, tests: verify.code_reward(fenced(code), tests=tests),
-        [c for _, c in GOOD_CODE],
-        [t for t, _ in GOOD_CODE],
-    )
-    assert verdicts == [1.0] * len(GOOD_CODE)
+    assert verdicts_of(GOOD_CODE) == [1.0] * len(GOOD_CODE)
 
 
 @linux
 def test_bad_code_fails_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    verdicts, _ = verify.verify_batch(
-        lambda code, tests: verify.code_reward(fenced(code), tests=tests), BAD_CODE, [SQUARE] * len(BAD_CODE)
-    )
-    assert verdicts == [0.0] * len(BAD_CODE)
+    assert verdicts_of([(SQUARE, code) for code in BAD_CODE]) == [0.0] * len(BAD_CODE)
     assert not left_over() and not list(tmp_path.iterdir())
 
 
 @linux
-@pytest.mark.parametrize(
-    "tests, code",
-    [
-        (["assert len(primes(100)) == 25"], "def primes(n):\n    return []\ndef len(x):\n    return 25"),
-        (["assert abs(max([1, 2]) - 2) < 1"], "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
-        (
-            ["assert math.isclose(f(), 1)"],
-            "class math:\n    isclose = staticmethod(lambda *a: True)\ndef f():\n    return 5",
-        ),
-        (
-            ["assert set(primes(9)) == {2, 3, 5, 7}"],
-            "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []",
-        ),
-        (
-            ["def check(f):\n    assert f(2) == 4\ncheck(sq)"],
-            "def check(f):\n    pass\ndef sq(x):\n    return 0",
-        ),
-    ],
-)
-def test_a_solution_does_not_replace_what_judges_it(tests, code):
-    assert verify.code_reward(fenced(code), tests=tests) == 0.0
+def test_a_solution_does_not_replace_what_judges_it():
+    always = "lambda *a, **k: True"
+    for test, code in (
+            ("assert len(primes(100)) == 25", "def primes(n):\n    return []\ndef len(x):\n    return 25"),
+            ("assert abs(max([1, 2]) - 2) < 1", "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
+            ("assert math.isclose(f(), 1)", f"class math:\n    isclose = staticmethod({always})\ndef f():\n    return 5"),
+            ("assert np.allclose(f(), 1)", f"class np:\n    allclose = staticmethod({always})\ndef f():\n    return 5"),
+            ("assert isclose(f(), 1)", f"isclose = {always}\ndef f():\n    return 5"),
+            ("assert Counter(f()) == Counter([1])", "class Counter(int):\n    pass\ndef f():\n    return 1"),
+            ("assert set(primes(9)) == {2, 3, 5, 7}",
+             "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []"),
+            ("def check(f):\n    assert f(2) == 4\ncheck(sq)", "def check(f):\n    pass\ndef sq(x):\n    return 0")):
+        assert verify.code_reward(fenced(code), tests=[test]) == 0.0, code
 
 
 @linux
-@pytest.mark.parametrize(
-    "code, verdict",
-    [
-        ("a, b = map(int, input().split())\nprint(a + b)", 1),
-        ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
-        (
-            "import threading\nthreading.stack_size(1 << 26)\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()\nt.join()",
-            1,
-        ),
-        ("print(3)", 0),
-        ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
-        ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0),
-        ("print('x' * 10**8)", 0),
-        (
-            "import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    try:\n        print(open(p).read())\n    except OSError:\n        pass",
-            0,
-        ),
-    ],
-)
-def test_programs_by_their_output(code, verdict):
-    assert verify.code_reward(fenced(code), **SUM_IO) == verdict
+def test_programs_by_their_output():
+    look = "try:\n        print(open(p).read())\n    except OSError:\n        pass"
+    for code, verdict in (
+            ("a, b = map(int, input().split())\nprint(a + b)", 1),
+            ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
+            ("import threading\nthreading.stack_size(1 << 26)\ndef main():\n    print(sum(map(int, input().split())))\n"
+             "t = threading.Thread(target=main)\nt.start()\nt.join()", 1),
+            ("print(3)", 0), ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
+            ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0), ("print('x' * 10**8)", 0),
+            (f"import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    {look}", 0)):
+        assert verify.code_reward(fenced(code), **SUM_IO) == verdict, code
+    lines = "n = int(input())\nprint(sum(map(int, input().split())))"
+    assert verify.code_reward(fenced(lines), inputs=[["2", "3 4"]], outputs=["7"]) == 1.0
 
 
 @linux
-def test_what_is_no_code_gets_nothing():
-    for response in (
-        "",
-        "def sq(x): return x * x",
-        "```python\n```",
-        "```python\ndef sq(x): return x * x",
-        "```rust\nfn sq() {}\n```",
-    ):
-        assert verify.code_reward(response, tests=SQUARE) == 0.0
-    assert verify.code_reward(fenced("def sq(x): return x"), tests=[]) == 0.0
-    assert verify.code_reward("```\ndef sq(x):\n    return x * x\n```", tests=SQUARE) == 1.0
+def test_a_function_by_name_and_its_arguments():
+    """As APPS and LiveCodeBench have them: lists, JSON text, a value a line, the result in a list or not."""
+    add, method = "def add(a, b):\n    return [a, b]", "class Solution:\n    def add(self, a, b):\n        return (a, b)"
+    for code, given, expected, verdict in ((add, [1, 2], [1, 2], 1), (add, "1\n2", "[1, 2]", 1), (method, [3, 4], [3, 4], 1),
+                                           (add, [1, 2], [[1, 2]], 1), (add, [1, 2], [2, 1], 0)):
+        assert verify.code_reward(fenced(code), inputs=[given], outputs=[expected], fn_name="add") == verdict
+
+
+@linux
+def test_many_cases_have_a_limit_each(monkeypatch):
+    """Seven cases of a second each are more than the limit of one."""
+    code = "import time\nn = int(input())\ntime.sleep(0.35)\nprint(n)"
+    script = (f"import sys, verify\nverify.TIME_LIMIT = 1\nsys.argv\n"
+              f"task = dict(code={code!r}, inputs=list(map(str, range(4))), outputs=list(map(str, range(4))), tests=None, prefix=[])\n"
+              "import io, json, types\nsys.stdin = types.SimpleNamespace(buffer=io.BytesIO(json.dumps(task).encode()))\n"
+              "verify.grade()")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE, timeout=60)
+    assert done.stdout == "PASS\n"
+
+
+FENCES = [("```\n{}\n```", 1), ("```python title=\"a.py\"\n{}\n```", 1), ("```{.python .numbers}\n{}\n```", 1),
+          ("````python\n{}\n````", 1), ("~~~python\n{}\n~~~", 1), ("```Python3\n{}\n```", 1), ("```py\r\n{}\r\n```", 1),
+          ("<think>\n```python\nx\n```\n</think>\n```python\n{}\n```", 1), ("```python\n{}\n    # use ``` carefully\n```", 1),
+          ("```python\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{}\n```", 1),
+          ("{}", 0), ("```python\n{}", 0), ("```rust\n{}\n```", 0), ("```python\n```", 0), ("", 0)]
+
+
+@linux
+@pytest.mark.parametrize("form, verdict", FENCES)
+def test_the_last_fenced_block_is_the_code(form, verdict):
+    code = "def sq(x):\n    return x * x"
+    assert verify.code_reward(form.replace("{}", code), tests=SQUARE[:1]) == verdict
+
+
+@linux
+def test_an_indented_block_and_tests_that_cannot_fail():
+    block = "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"
+    assert verify.code_reward(block, tests=SQUARE) == 1.0
+    for tests in ([], ["10"], ["x = 3", "'assert'"], ["def ("]):  # accepted answers are no tests
+        assert verify.code_reward(block, tests=tests) == 0.0
 
 
 LIMITS = {
     "time": "import time\ndef f():\n    time.sleep(60)\n    return 1",
     "processor time": "def f():\n    while True:\n        pass",
     "memory": "def f():\n    b = bytearray(3 << 29)\n    return 1",
-    "file size": "def f():\n    with open('big', 'wb') as file:\n        for _ in range(64):\n            file.write(bytes(1 << 20))\n    return 1",
+    "file size": "def f():\n    with open('big', 'wb') as file:\n        for _ in range(64):\n"
+                 "            file.write(bytes(1 << 20))\n    return 1",
     "open files": "def f():\n    files = [open('/dev/null') for _ in range(200)]\n    return 1",
     "message": "def f():\n    return 'x' * (20 << 20)",
-    "a process that stays": "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; LEFT_OVER = time.sleep(60)'],"
-    " start_new_session=True)\n    os._exit(0)",
-}
+    "a process that stays": "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; "
+                            "LEFT_OVER = time.sleep(60)'], start_new_session=True)\n    os._exit(0)"}
 
 
 @linux
-@pytest.mark.parametrize("what", LIMITS)
-def test_each_limit_is_hit(what, sandbox):
-    assert verify.code_reward(fenced(LIMITS[what]), tests=["assert f() == 1"]) == 0.0
+def test_each_limit_is_hit(sandbox):
+    assert verdicts_of([(["assert f() == 1"], code) for code in LIMITS.values()]) == [0.0] * len(LIMITS)
     assert not left_over()
 
 
@@ -1480,37 +1415,39 @@ def test_batch_keeps_the_order():
         time.sleep(0.2 if response == "0" else 0)
         return int(response) % 2
 
-    assert verify.verify_batch(slow_first, list("0123"), [None] * 4) == ([0.0, 1.0, 0.0, 1.0], {})
+    assert verify.verify_batch(slow_first, [(digit, None) for digit in "0123"]) == ([0.0, 1.0, 0.0, 1.0], {})
 
 
-def test_a_reward_that_raises_or_hangs_is_reported():
-    def reward(response, answer):
+def test_a_reward_that_raises_hangs_or_is_no_number_is_reported():
+    def reward(response):
         if response == "exit":
             sys.exit("bye")
         if response == "hang":
             time.sleep(3)
-        return 1 / len(response)
+        return {"nan": math.nan, "inf": -math.inf, "none": None}.get(response, 1 / max(0, len(response)))
 
-    rewards, errors = verify.verify_batch(reward, ["a", "", "exit", "bb"], [None] * 4)
-    assert rewards[::3] == [1.0, 0.5] and all(map(math.isnan, rewards[1:3]))
-    assert {i: type(error) for i, error in errors.items()} == {1: ZeroDivisionError, 2: SystemExit}
+    rewards, errors = verify.verify_batch(reward, [("a",), ("",), ("exit",), ("bb",), ("nan",), ("inf",)])
+    assert rewards[::3] == [1.0, 0.5] and all(map(math.isnan, rewards[1:3] + rewards[4:]))
+    assert {i: type(error) for i, error in errors.items()} == {
+        1: ZeroDivisionError, 2: SystemExit, 4: ValueError, 5: ValueError}
     with pytest.raises(TimeoutError, match="'hang'"):
-        verify.verify_batch(reward, ["a", "hang", "b"], [None] * 3, patience=0.3)
+        verify.verify_batch(reward, [("a",), ("hang",), ("b",)], patience=0.3)
 
 
 def test_what_is_judged_can_be_shown():
     assert verify.extract("math", "so \\boxed{4} it is") == "4" and verify.extract("math", "so 4") is None
     assert verify.extract("countdown", "Hm. <answer>1+2</answer>") == "1+2"
     assert verify.extract("countdown", "1+2=3") == "1+2=3"
-    assert verify.extract("code", "Here:\n```python\nx = 1\n```\n") == "x = 1\n"
+    assert verify.extract("code", "Here:\n```python\nx = 1\n```\n") == "x = 1"
 
 
 def test_math_is_safe_in_threads():
-    lines = [line.partition(" | ") for line in (RIGHT + WRONG).strip().splitlines() if line] * 5
-    answers, golds = [f"\\boxed{{{answer}}}" for _, _, answer in lines], [gold for gold, _, _ in lines]
+    cases = [(f"\\boxed{{{answer}}}", gold) for gold, _, answer in
+             (line.partition(" | ") for line in (RIGHT + WRONG).strip().splitlines() if line)] * 5
     verify.parse.cache_clear()
-    alone = [verify.math_reward(answer, gold) for answer, gold in zip(answers, golds)]
-    assert verify.verify_batch(verify.math_reward, answers, golds)[0] == alone and 0 < sum(alone) < len(alone)
+    alone = [verify.math_reward(*case) for case in cases]
+    verify.parse.cache_clear()
+    assert verify.verify_batch(verify.math_reward, cases)[0] == alone and 0 < sum(alone) < len(alone)
 
 
 def test_code_elsewhere_is_a_clear_error(monkeypatch):
@@ -1522,80 +1459,48 @@ def test_code_elsewhere_is_a_clear_error(monkeypatch):
 
 # ------------------------------------------------------------------------------------------- the whole thing
 
-METRICS = """step reward entropy entropy_pos entropy_neg lambda clip_pos clip_neg zero_adv length truncated grad_norm lr
-             logp_gap tokens bytes_read peak_memory seconds_sample seconds_verify seconds_score seconds_update""".split()
-SHORT = [
-    "--steps",
-    4,
-    "--prompts_per_step",
-    4,
-    "--group_size",
-    4,
-    "--num_prompts",
-    40,
-    "--eval_prompts",
-    8,
-    "--eval_samples",
-    4,
-]
-
-
-def read_lines(file, drop=("seconds", "peak_memory")):
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
-        for line in Path(file).read_text().splitlines()
-    ]
-
-
-def weights(folder):
-    return torch.cat([p.flatten() for p in AutoModelForCausalLM.from_pretrained(folder).parameters()])
+METRICS = re.findall(r"`([\w]+)`", re.search(r"\| in `metrics.jsonl`.*?\n\n", (HERE / "README.md").read_text(), re.S)[0])
+SHORT = "--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 --eval_prompts 8 --eval_samples 4"
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, HERE / "rlvr.py"]
 
 
 @pytest.fixture(scope="session")
 def short(folders):
     """Flags of a run of seconds. The hasty demo never solves a problem, so the reward is one that it can get."""
-    (folders / "odd.py").write_text("def odd(response, answer):\n    return len(response) % 2\n")
-    return ["--model", folders / "demo", "--reward", f"{folders / 'odd.py'}:odd", *SHORT]
+    return f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd {SHORT}"
 
 
 @pytest.fixture(scope="session")
 def run(short, tmp_path_factory):
     """Such a run on the command line."""
     out = tmp_path_factory.mktemp("runs") / "short"
-    argv = [sys.executable, HERE / "rlvr.py", "--output_dir", out, *short]
-    done = subprocess.run(command(*argv), capture_output=True, text=True, timeout=120)
+    argv = command(sys.executable, HERE / "rlvr.py", "--output_dir", out, short)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, stdout=done.stdout, screen=done.stdout + done.stderr)
 
 
 def test_command_line_run_leaves_files_that_others_open(run, folders):
     metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
-    assert [m["step"] for m in metrics] == [0, 1, 2, 3] and all(set(METRICS) <= set(m) for m in metrics)
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3] and len(METRICS) > 30
+    assert all(set(m) == set(METRICS) for m in metrics)  # the README's glossary has all of them and no other
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
-    assert [m["lambda"] for m in metrics] == pytest.approx(
-        [0, 0.1, 0.2, 0.3]
-    )  # entropy stays over the target here
+    assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # entropy stays over the target here
     assert {s["step"] for s in samples} == {0, 1, 2, 3}
-    assert {"prompt", "response", "reward", "advantage", "finish_reason", "entropy"} <= set(samples[0])
+    assert {"prompt", "response", "reward", "advantage", "finish_reason", "entropy", "tokens"} <= set(samples[0])
     summary = json.loads((run.out / "summary.json").read_text())
-    assert {"before", "after", "seconds", "steps", "seed", "preset"} <= set(summary)
-    assert {"avg", "pass", "entropy", "distinct", "length"} <= set(summary["after"]) and set(
-        summary["after"]["pass"]
-    ) == {"1", "2", "4"}
+    assert {"before", "after", "seconds", "steps", "seed", "preset", "command", "torch"} <= set(summary)
+    assert set(summary["after"]["pass"]) == {"1", "2", "4"}
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
     assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
-    start = read_lines(run.out / "starts.jsonl")[0]
-    assert start["torch"] == torch.__version__ and "--steps" in start["command"] and "commit" in start
     speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
     assert speed == summary["speed"] and all(value > 0 for value in speed.values())
-    assert {"tokens_per_second_sample", "seconds_step", "seconds_update", "peak_memory"} <= set(speed)
     assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
 
 
 def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatch):
     """Stop after two steps in the way that a signal does, resume, and compare with the run that nobody stopped."""
-    flags = ["--output_dir", tmp_path / "run", *short]
-    schedule = rlvr.next_pos_weight
+    out, schedule = tmp_path / "run", rlvr.next_pos_weight
 
     def signal_at_step_1(c, step, *rest):
         if step == 2:
@@ -1603,28 +1508,34 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
         return schedule(c, step, *rest)
 
     monkeypatch.setattr(rlvr, "next_pos_weight", signal_at_step_1)
-    message = message_of(*flags)
-    assert "stopped after step 1" in message and f"--resume {tmp_path / 'run'}" in message
+    message = message_of("--output_dir", out, short)
+    assert "stopped after step 1" in message and f"--resume {out}" in message
     monkeypatch.undo()
-    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+    with open(out / "metrics.jsonl", "a") as file:
         file.write('{"step": 2, "reward": 9}\n{"step": 3, "half a li')  # what a crash may leave
-    rlvr.main(["--resume", str(tmp_path / "run")])
+    rlvr.main(["--resume", str(out)])
     for file in ("metrics.jsonl", "samples.jsonl"):
-        assert read_lines(tmp_path / "run" / file) == read_lines(run.out / file)
-    assert torch.equal(weights(tmp_path / "run" / "final"), weights(run.out / "final"))
-    assert "another --lr" in message_of(*flags, "--lr 0.5")
-    rlvr.main(command(*flags, "--overwrite --seed 1"))
-    assert read_lines(tmp_path / "run" / "metrics.jsonl") != read_lines(run.out / "metrics.jsonl")
+        assert read_lines(out / file) == read_lines(run.out / file)
+    assert torch.equal(weights(out / "final"), weights(run.out / "final"))
+    assert "another --lr" in message_of("--output_dir", out, short, "--lr 0.5")
+    (out / "checkpoint-best").mkdir()
+    (out / "mine.txt").write_text("x")
+    assert go(out, short, "--overwrite --seed 1") != read_lines(run.out / "metrics.jsonl")
+    assert (out / "checkpoint-best").exists() and (out / "mine.txt").exists()  # a run deletes what is its own
+
+
+def test_overwrite_spares_what_is_no_run(folders, short, tmp_path):
+    shutil.copytree(folders / "qwen", tmp_path / "model")
+    message = message_of("--output_dir", tmp_path / "model", short, "--overwrite")
+    assert "a run with another" in message or "other files" in message
+    assert torch.equal(weights(tmp_path / "model"), weights(folders / "qwen"))
 
 
 def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path):
-    (tmp_path / "same.py").write_text("def same(response, answer):\n    return 0\n")
-    flags = ["--model", folders / "demo", "--preset grpo --reward", f"{tmp_path / 'same.py'}:same", *SHORT]
-    rlvr.main(command(*flags, "--output_dir", tmp_path / "plain"))
+    flags = f"--model {folders / 'demo'} --preset grpo --reward {folders / 'own.py'}:same {SHORT}"
+    go(tmp_path / "plain", flags)
     assert torch.equal(weights(tmp_path / "plain" / "final"), weights(folders / "demo"))
-    flags = [*flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --output_dir", tmp_path / "bonus"]
-    rlvr.main(command(*flags, "--bonus_delta 0"))
-    log = read_lines(tmp_path / "bonus" / "metrics.jsonl")
+    log = go(tmp_path / "bonus", flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --bonus_delta 0")
     assert all(m["zero_adv"] == 1 and m["dH"] > 0 for m in log)
 
 
@@ -1632,81 +1543,68 @@ def test_kl_penalty_holds_the_policy(short, tmp_path):
     """All tokens penalised, heavily: over many passes the policy stays closer to the one that sampled."""
     moved = {}
     for penalty in (0, 100):
-        flags = (
-            f"--preset grpo --eps_high inf --eps_low inf --reuse 8 --cov_share {bool(penalty) * 1} --lr 3e-3"
-        )
-        out = tmp_path / str(penalty)
-        rlvr.main(command(*short, flags, f"--cov_penalty {penalty} --output_dir {out}"))
-        log = read_lines(out / "metrics.jsonl")
+        flags = f"--preset grpo --eps_high inf --eps_low inf --reuse 8 --cov_share {bool(penalty) * 1} --lr 3e-3"
+        log = go(tmp_path / str(penalty), short, flags, f"--cov_penalty {penalty}")
         moved[penalty] = sum(m["ratio_pos"] - m["ratio_neg"] for m in log)
     assert 0 < moved[100] < 0.5 * moved[0]
 
 
 def test_two_processes_make_the_same_run(run, short, tmp_path):
     """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    argv = command(*launcher, HERE / "rlvr.py", "--output_dir", tmp_path / "run", *short)
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    out = tmp_path / "run"
+    done = subprocess.run(command(*LAUNCHER, "--output_dir", out, short), capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out prompts") == 1  # one process speaks
-    one, two = (read_lines(folder / "metrics.jsonl") for folder in (run.out, tmp_path / "run"))
-    for a, b in zip(one, two, strict=True):
-        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a if k != "bytes_read")
-    ids = [
-        [(s["response"], s["reward"]) for s in read_lines(f / "samples.jsonl")]
-        for f in (run.out, tmp_path / "run")
-    ]
-    assert ids[0] == ids[1]
-    assert torch.allclose(weights(run.out / "final"), weights(tmp_path / "run" / "final"), atol=1e-5)
+    for a, b in zip(read_lines(run.out / "metrics.jsonl"), read_lines(out / "metrics.jsonl"), strict=True):
+        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
+    one, two = ([(s["response"], s["reward"]) for s in read_lines(f / "samples.jsonl")] for f in (run.out, out))
+    assert one == two
+    assert torch.allclose(weights(run.out / "final"), weights(out / "final"), atol=1e-5)
 
 
 def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
     """So that a shell loop over many runs goes on after an interruption."""
-    flags = ["--output_dir", tmp_path / "run", *short]
+    out = tmp_path / "run"
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(rlvr, "evaluate", killed)  # before the first step
-    assert "interrupted" in message_of(*flags)
+    assert "interrupted" in message_of("--output_dir", out, short)
     monkeypatch.undo()
-    rlvr.main(command(*flags))
-    assert read_lines(tmp_path / "run" / "metrics.jsonl") == read_lines(run.out / "metrics.jsonl")
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
-    rlvr.main(command(*flags))
+    assert go(out, short) == read_lines(run.out / "metrics.jsonl")
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
+    go(out, short)
     assert "this run is finished" in capsys.readouterr().out
-    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
 
 
 def test_few_prompts_come_back_within_a_step(folders, tmp_path):
     """16 prompts at 64 a step, as the comparison of data sizes needs: all held-out prompts are still there."""
-    policy = rlvr.load_policy(config(folders / "demo"))
-    train, held_out = rlvr.load_problems(rlvr.parse_config(["--num_prompts", "16"]), policy)
+    train, held_out = rlvr.load_problems(config(folders / "demo", "--num_prompts 16"),
+                                         rlvr.load_policy(config(folders / "demo")))
     assert len(train) == 16 and len(held_out) == 256
-    (tmp_path / "odd.py").write_text("def odd(response, answer):\n    return len(response) % 2\n")
-    flags = "--num_prompts 3 --prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32"
-    where = f"--model {folders / 'demo'} --reward {tmp_path / 'odd.py'}:odd --output_dir {tmp_path / 'run'}"
-    rlvr.main(command(where, flags))
+    go(tmp_path / "run", f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --num_prompts 3",
+       "--prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32")
     samples = read_lines(tmp_path / "run" / "samples.jsonl")
     assert len({s["prompt"] for s in samples}) == 3 and len({s["response"] for s in samples}) > 20
 
 
 def fake_run(folder, flags, values, steps=9, **more):
     """The files of a finished run with these held-out values after training."""
-    c = rlvr.parse_config(command(*flags))
+    c = rlvr.parse_config(command(flags))
     names = ("avg", "entropy", "distinct", "diversity", "ece", "overconfidence", "length", "truncated")
     before = dict.fromkeys(names, 0.5) | {"pass": {str(2**i): 0.5 for i in range(6)}}
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(rlvr.saved_config(c)))
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
     (folder / "summary.json").write_text(json.dumps({"before": before, "after": before | values} | more))
-    log = [
-        {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6)}
-        | {"dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i}
-        for i in range(steps)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    write_lines(folder / "metrics.jsonl", [
+        {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6),
+         "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(steps)])
+
+
+FORKSERVER = multiprocessing.get_context("forkserver")
 
 
 def killed_at(moment, flags):
@@ -1720,17 +1618,14 @@ def killed_at(moment, flags):
     return code
 
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-
-
 def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch):
     """SIGKILL at ten random moments, again and again resumed, against a run that nobody disturbed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     FORKSERVER.set_forkserver_preload(["rlvr"])  # so that a start takes no seconds, and no thread is forked
-    flags = command(*short, "--steps 10 --save_every 2 --reuse 2")
+    flags, calm = command(short, "--steps 10 --save_every 2 --reuse 2"), tmp_path / "calm"
     killed_at(100, ["--report", "nothing"])  # starts the server
     began = time.perf_counter()
-    assert killed_at(100, [*flags, "--output_dir", str(tmp_path / "calm")]) == 0
+    assert killed_at(100, [*flags, "--output_dir", str(calm)]) == 0
     whole = time.perf_counter() - began
     rand, kills, code, folder = random.Random(0), 0, None, tmp_path / "killed"
     while kills < 10 or code is None:
@@ -1741,26 +1636,20 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
         if code is not None:
             assert code == 0
             for file in ("metrics.jsonl", "samples.jsonl"):
-                assert read_lines(folder / file) == read_lines(tmp_path / "calm" / file)
-            assert torch.equal(weights(folder / "final"), weights(tmp_path / "calm" / "final"))
+                assert read_lines(folder / file) == read_lines(calm / file)
+            assert torch.equal(weights(folder / "final"), weights(calm / "final"))
             assert not list(folder.glob(".*"))  # no half-written folder stays
             folder = tmp_path / f"killed{kills}"
 
 
 @linux
-def test_a_full_disk_keeps_the_last_checkpoint(run, short, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
     """The limit on the size of a file stands in for the disk: checkpoints grow past it at step 2."""
-    script = (
-        "import resource, sys, rlvr\nsave = rlvr.Policy.save\n"
-        "def smaller(self, folder, **state):\n"
-        "    if '2' in folder.name: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "    save(self, folder, **state)\n"
-        "rlvr.Policy.save = smaller\nrlvr.main(sys.argv[1:])"
-    )
-    argv = command(*short, "--save_every 1 --output_dir", tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-c", script, *argv], capture_output=True, text=True, cwd=HERE, timeout=120
-    )
+    script = ("import resource, sys, rlvr\nsave = rlvr.Policy.save\ndef smaller(self, folder, **state):\n"
+              "    if '2' in folder.name: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+              "    save(self, folder, **state)\nrlvr.Policy.save = smaller\nrlvr.main(sys.argv[1:])")
+    argv = [sys.executable, "-c", script, *command(short, "--save_every 1 --output_dir", tmp_path / "run")]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=HERE, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "checkpoint-000002 cannot be written" in done.stderr.splitlines()[-1]
     assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-000001"]
@@ -1770,36 +1659,28 @@ def test_a_full_disk_keeps_the_last_checkpoint(run, short, tmp_path):
 
 def test_a_process_that_dies_ends_them_all(short, tmp_path):
     """And the run goes on from its checkpoint."""
-    mark = tmp_path / "died"
+    mark, out = tmp_path / "died", tmp_path / "run"
     (tmp_path / "deadly.py").write_text(
-        "import os, pathlib\ncalls = []\n"
-        "def odd(response, answer):\n"
-        "    calls.append(1)\n"
-        f"    if os.environ.get('RANK') == '1' and len(calls) > 25 and not os.path.exists({str(mark)!r}):\n"
-        f"        pathlib.Path({str(mark)!r}).write_text('')\n"
-        "        os._exit(3)\n"
-        "    return len(response) % 2\n"
-    )
-    flags = f"--save_every 1 --reward {tmp_path / 'deadly.py'}:odd --output_dir {tmp_path / 'run'}"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    argv = command(*launcher, HERE / "rlvr.py", *short, flags)
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    assert subprocess.run(argv, capture_output=True, timeout=100, env=env).returncode != 0 and mark.exists()
-    steps = [m["step"] for m in read_lines(tmp_path / "run" / "metrics.jsonl")]
-    assert 0 < len(steps) < 4
-    rlvr.main(["--resume", str(tmp_path / "run")])
-    assert [m["step"] for m in read_lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
+        f"import os, pathlib\ncalls, mark = [], pathlib.Path({str(mark)!r})\ndef odd(response, answer):\n"
+        "    calls.append(1)\n    if os.environ.get('RANK') == '1' and len(calls) > 25 and not mark.exists():\n"
+        "        mark.write_text('')\n        os._exit(3)\n    return len(response) % 2\n")
+    argv = command(*LAUNCHER, short, f"--save_every 1 --reward {tmp_path / 'deadly.py'}:odd --output_dir {out}")
+    done = subprocess.run(argv, capture_output=True, timeout=100, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0 and mark.exists()
+    assert 0 < len(read_lines(out / "metrics.jsonl")) < 4
+    rlvr.main(["--resume", str(out)])
+    assert [m["step"] for m in read_lines(out / "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, monkeypatch):
     """Every response is only a stop token; the prompts are as long as they may be; there is one of them."""
     policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 4"))
-    file, flags = tmp_path / "one.jsonl", f"--max_new_tokens 4 --dataset {tmp_path / 'one.jsonl'}"
-    for length in range(40, 400):  # the longest question that fits the 252 tokens
-        file.write_text(json.dumps({"question": "x " * length, "answer": "2"}) + "\n")
-        size = len(rlvr.render("x " * length, "2", "math", policy.tokenizer)[1])
-        if size >= 251:
-            break
+    file, size, length = tmp_path / "one.jsonl", 0, 40
+    while size < 251:  # the longest question that fits the 252 tokens
+        length += 1
+        row = {"question": "x " * length, "answer": "2"}
+        size = len(rlvr.make_problem(row, ("question", "answer"), policy, SimpleNamespace(model="", max_prompt_tokens=999)).ids)
+    write_lines(file, [row])
     sample = rlvr.sample
 
     def stop_at_once(policy, prompts, uniforms, temperature):
@@ -1807,18 +1688,15 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, mo
         tokens[:, 0], lengths[:], finished[:] = policy.stop_ids[0], 1, True
         responses = [row[:1] for row in tokens.tolist()]
         prompts = [p for p in prompts for _ in range(len(tokens) // len(prompts))]
-        logp[:, :1], entropy[:, :1], _ = rlvr.score(policy, prompts, responses, temperature)
+        with torch.no_grad():
+            logp[:, :1], entropy[:, :1], _ = rlvr.score(policy, prompts, responses, temperature)
         return tokens, lengths, finished, logp, entropy
 
     monkeypatch.setattr(rlvr, "sample", stop_at_once)
-    out = f"--output_dir {tmp_path / 'run'} --steps 2 --eval_prompts 1 --prompts_per_step 4"
-    with torch.no_grad():
-        rlvr.main(command("--model", folders / "qwen", flags, out, f"--max_prompt_tokens {size}"))
-    for m in read_lines(tmp_path / "run" / "metrics.jsonl"):
+    flags = f"--model {folders / 'qwen'} --dataset {file} --max_new_tokens 4 --steps 2 --eval_prompts 1 --prompts_per_step 4"
+    for m in go(tmp_path / "run", flags, f"--max_prompt_tokens {size}"):
         assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
-    assert "no usable prompt" in message_of(
-        "--model", folders / "qwen", flags, out, f"--overwrite --max_prompt_tokens {size - 1}"
-    )
+    assert "no usable prompt" in message_of(flags, f"--output_dir {tmp_path / 'none'} --max_prompt_tokens {size - 1}")
 
 
 def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
@@ -1833,62 +1711,38 @@ def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
 
 def test_warnings_that_teach():
     c = rlvr.parse_config([])
-    fine = dict(
-        step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0, logp_gap_mean=0.0
-    )
+    fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0, logp_gap_mean=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rlvr.look_out(c, fine, 0.3)
-        rlvr.look_out(c, fine | dict(step=1, clip_pos=0, clip_neg=0), 0.3)  # the warm-up moves little
-    for change, words in (
-        (dict(zero_adv=0.8), "--group_size"),
-        (dict(entropy=0.02), "collapsed"),
-        (dict(entropy=0.7), "--lr"),
-        (dict(clip_pos=0, clip_neg=0), "--reuse"),
-        (dict(truncated=0.3), "--max_new_tokens"),
-        (dict(logp_gap_mean=0.05), "drift apart"),
-    ):
+        rlvr.warn_if_useless(c, fine, 0.3)
+        rlvr.warn_if_useless(c, fine | dict(step=1, clip_pos=0, clip_neg=0), 0.3)  # the warm-up moves little
+    for change, words in ((dict(zero_adv=0.8), "--group_size"), (dict(entropy=0.02), "collapsed"),
+                          (dict(entropy=0.7), "--lr"), (dict(clip_pos=0, clip_neg=0), "--reuse"),
+                          (dict(truncated=0.3), "--max_new_tokens"), (dict(logp_gap_mean=0.05), "drift apart")):
         with pytest.warns(UserWarning, match=words):
-            rlvr.look_out(c, fine | change, 0.3)
+            rlvr.warn_if_useless(c, fine | change, 0.3)
 
 
 def test_show_prints_rollouts(run, tmp_path, capsys):
     rlvr.main(["--show", str(run.out)])
-    text = capsys.readouterr().out
-    samples = [s for s in read_lines(run.out / "samples.jsonl") if s["step"] == 3]
+    text, samples = capsys.readouterr().out, [s for s in read_lines(run.out / "samples.jsonl") if s["step"] == 3]
     assert text.count("\nstep 3: ") == len(samples) and "\033" not in text
     assert all(s["prompt"] + "".join(s["tokens"]) in text for s in samples)
     assert f"judged: {samples[0]['extracted']}" in text
     samples[0]["tokens"][0] = "\033[2J"  # what would clear the screen
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(s) + "\n" for s in samples))
+    with open(write_lines(tmp_path / "samples.jsonl", samples), "a") as file:
+        file.write('{"step": 4, "half')  # a line that is being written
     rlvr.main(["--show", str(tmp_path)])
     assert "\033" not in capsys.readouterr().out
     assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
-    assert "nowhere" in message_of("--show", "nowhere")
+    assert "nowhere" in message_of("--show nowhere")
 
 
-def test_fuzzed_command_lines_end_in_one_line(monkeypatch):
+def test_fuzzed_command_lines_end_in_one_line():
     """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
-    rand = random.Random(0)
+    rand, refused = random.Random(0), 0
     flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
-    values = [
-        "1",
-        "-1",
-        "0",
-        "nan",
-        "inf",
-        "1e999",
-        "",
-        "x",
-        "true",
-        "None",
-        "[]",
-        "../..",
-        "é",
-        "--lr",
-        "0.5",
-    ]
-    refused = 0
+    values = ["1", "-1", "0", "nan", "inf", "1e999", "", "x", "true", "None", "[]", "../..", "é", "--lr", "0.5"]
     for _ in range(200):
         argv = [x for _ in range(rand.randint(1, 3)) for x in (rand.choice(flags), rand.choice(values))]
         try:
@@ -1901,10 +1755,9 @@ def test_fuzzed_command_lines_end_in_one_line(monkeypatch):
 
 def test_malformed_data_files_end_in_one_line(folders, tmp_path):
     """Good rows with damage: problems come out, or one line that names the file."""
-    rand = random.Random(0)
+    rand, refused = random.Random(0), 0
     policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 8"))
     odd = [None, 7, [], {}, "", [1], {"a": 1}, True, 1e300, "\x00", [{"role": "user"}], [[]], "\ud83d"]
-    refused = 0
     for number in range(50):
         file = tmp_path / f"{number}.{rand.choice(['jsonl', 'json', 'csv', 'parquet'])}"
         rows = [{"question": f"{i}?", "answer": str(i)} for i in range(8)]
@@ -1912,8 +1765,7 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
             rand.choice(rows)[rand.choice(["question", "answer", "more"])] = rand.choice(odd)
         data = "\n".join(map(json.dumps, rows)).encode()
         if rand.random() < 0.5:
-            cut = rand.randrange(len(data))
-            data = data[:cut] + bytes(rand.randrange(256) for _ in range(rand.randint(0, 9)))
+            data = data[:rand.randrange(len(data))] + bytes(rand.randrange(256) for _ in range(rand.randint(0, 9)))
         file.write_bytes(data)
         try:
             rlvr.load_problems(config(folders / "qwen", "--eval_prompts 0 --dataset", file), policy)
@@ -1925,64 +1777,47 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
 
 def test_report(tmp_path, capsys):
     for seed, grpo, ours in ((0, 0.40, 0.44), (1, 0.50, 0.60)):
-        for preset, avg, H in (
-            ("grpo", grpo, 0.1 + 0.01 * seed),
-            ("pos_adv_entropy", ours, 0.2 + 0.01 * seed),
-        ):
-            flags = f"--preset {preset} --seed {seed}"
-            fake_run(tmp_path / f"{preset}{seed}", [flags], {"avg": avg, "entropy": H, "ece": -H})
-    fake_run(
-        tmp_path / "few", ["--preset grpo --num_prompts 16"], {"avg": 0.3, "entropy": 0.05, "ece": -0.05}
-    )
+        for preset, avg, H in (("grpo", grpo, 0.1 + 0.01 * seed), ("pos_adv_entropy", ours, 0.2 + 0.01 * seed)):
+            fake_run(tmp_path / f"{preset}{seed}", f"--preset {preset} --seed {seed}", {"avg": avg, "entropy": H, "ece": -H})
+    fake_run(tmp_path / "few", "--preset grpo --num_prompts 16", {"avg": 0.3, "entropy": 0.05, "ece": -0.05})
     (tmp_path / "few" / "note.txt").write_text("runs may hold other files")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text("{}")
     rlvr.main(["--report", str(tmp_path / "*")])
-    lines = capsys.readouterr().out.strip().splitlines()
-    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)}
-    column = rows["run"].index
-    assert list(rows)[2:] == [
-        "before training",
-        "pos_adv_entropy",
-        "grpo",
-        "grpo-num_prompts=16",
-        "Spearman with entropy",
-    ]
-    assert [rows[name][0] for name in list(rows)[2:]] == ["2", "2", "2", "1", "5"]
+    shown = capsys.readouterr()
+    rows = {row[0]: row[1:] for row in ([cell.strip() for cell in line[1:-1].split("|")]
+                                        for line in shown.out.strip().splitlines())}
+    column, names = rows["run"].index, list(rows)[2:]
+    assert names == ["before training", "pos_adv_entropy", "grpo", "grpo-num_prompts=16", "Spearman with entropy"]
+    assert "unfinished" in shown.err
+    assert [rows[name][0] for name in names] == ["2", "2", "2", "1", "5"]
     assert rows["grpo"][column("avg@32")] == "0.450 ± 0.071"
     # By seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71.
     assert rows["pos_adv_entropy"][column("avg@32")] == "0.520 ± 0.113 (+15 ± 64 %)"
     assert rows["grpo-num_prompts=16"][column("avg@32")] == "0.300 (-25 %)"
     assert rows["Spearman with entropy"][column("avg@32")] == "+0.90"  # 1 - 6 (1 + 1) / (5 x 24)
     assert rows["Spearman with entropy"][column("ece")] == "-1.00"
-    assert (
-        rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000"
-        and not rows["grpo"][column("off target")]
-    )
-    assert (
-        rows["grpo"][column("dH_pos")].startswith("-0.400")
-        and rows["grpo"][column("r_dH")] == "1.000 ± 0.000"
-    )
+    assert rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000" and not rows["grpo"][column("off target")]
+    assert rows["grpo"][column("dH_pos")].startswith("-0.400") and rows["grpo"][column("r_dH")] == "1.000 ± 0.000"
 
 
-def test_report_draws_a_picture(tmp_path, capsys):
+def test_report_draws_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
-    fake_run(tmp_path / "a", ["--preset grpo"], {})
+    fake_run(tmp_path / "a", "--preset grpo", {})
     rlvr.main(["--report", str(tmp_path / "a")])
     assert (tmp_path / "report.png").stat().st_size > 10000
 
 
 def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatch):
-    loss = rlvr.policy_loss
+    loss, calls = rlvr.policy_loss, []
 
     def poisoned(*args):
-        value, stats = loss(*args)
-        poisoned.calls += 1
-        return value * (math.nan if poisoned.calls == 9 else 1.0), stats
+        value, sums = loss(*args)
+        calls.append(1)
+        return value * (math.nan if len(calls) == 9 else 1.0), sums
 
-    poisoned.calls = 0
     monkeypatch.setattr(rlvr, "policy_loss", poisoned)
-    message = message_of("--output_dir", tmp_path / "run", *short)
+    message = message_of("--output_dir", tmp_path / "run", short)
     assert "step 1" in message and "not finite" in message  # 2 mini-batches x 4 passes a step
     assert torch.isfinite(weights(tmp_path / "run" / "last_good")).all()
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 1
@@ -1990,10 +1825,8 @@ def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatc
 
 def test_sampler_and_trainer_that_disagree_stop_the_run(short, tmp_path, monkeypatch):
     sample = rlvr.sample
-    monkeypatch.setattr(
-        rlvr, "sample", lambda policy, prompts, uniforms, temperature: sample(policy, prompts, uniforms, 3.0)
-    )
-    assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", *short)
+    monkeypatch.setattr(rlvr, "sample", lambda policy, prompts, uniforms, _: sample(policy, prompts, uniforms, 3.0))
+    assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", short)
 
 
 def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
@@ -2001,67 +1834,70 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
         raise RuntimeError("Linux only")
 
     monkeypatch.setattr(verify, "sandbox", no_linux)
-    rows = [json.dumps({"text": f"Add {i}.", "test_list": ["assert add(1)"]}) + "\n" for i in range(40)]
-    (tmp_path / "mbpp.jsonl").write_text("".join(rows))
-    (tmp_path / "own.py").write_text("def one(response, answer):\n    return 1\n")
-    sizes = "--steps 0 --eval_prompts 0 --max_prompt_tokens 200 --max_new_tokens 8"
-    run = f"--model {folders / 'qwen'} --dataset {tmp_path / 'mbpp.jsonl'} --output_dir {tmp_path / 'run'} {sizes}"
-    assert "Linux only" in message_of(run) and "Linux only" in message_of(run, "--reward code")
-    rlvr.main(command(run, f"--reward {tmp_path / 'own.py'}:one"))
+    file = write_lines(tmp_path / "mbpp.jsonl", [{"text": f"Add {i}.", "test_list": ["assert add(1)"]} for i in range(40)])
+    flags = (f"--model {folders / 'qwen'} --dataset {file} --steps 1 --eval_prompts 0 --max_prompt_tokens 200 "
+             "--max_new_tokens 40 --prompts_per_step 4")
+    assert "Linux only" in message_of(flags, "--output_dir", tmp_path / "refused")
+    assert len(go(tmp_path / "run", flags, f"--reward {folders / 'own.py'}:one")) == 1
 
 
 def test_dropout_is_off(folders, tmp_path):
     """A GPT-2 with much dropout, in the training mode that gradient checkpointing needs: the ratio is still 1."""
-    sizes = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320)
-    model = GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
     rlvr.Policy(model, bpe_tokenizer(True), [0]).save(tmp_path / "gpt2")
-    (tmp_path / "odd.py").write_text("def odd(response, answer):\n    return len(response) % 2\n")
-    size = "--steps 2 --max_prompt_tokens 200 --max_new_tokens 40 --num_prompts 32 --eval_prompts 0"
-    reward, out = f"--reward {tmp_path / 'odd.py'}:odd", f"--output_dir {tmp_path / 'run'}"
-    rlvr.main(command("--gradient_checkpointing --model", tmp_path / "gpt2", size, reward, out))
-    assert all(m["ratio_gap"] < 1e-3 for m in read_lines(tmp_path / "run" / "metrics.jsonl"))
+    log = go(tmp_path / "run", f"--gradient_checkpointing --model {tmp_path / 'gpt2'} --reward {folders / 'own.py'}:odd",
+             "--steps 2 --max_prompt_tokens 200 --max_new_tokens 40 --num_prompts 32 --eval_prompts 0")
+    assert all(m["ratio_gap"] < 1e-3 for m in log)
 
 
-@pytest.mark.parametrize(
-    "name, flags",
-    [("qwen", "--gradient_checkpointing"), ("llama", "--advantage mean --reuse 2")],
-)
+@pytest.mark.parametrize("name, flags", [("qwen", "--gradient_checkpointing"), ("llama", "--advantage mean --reuse 2")])
 def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
     """The reward, short responses, comes from the user's own file; it rises, and the policy is saved."""
-    (tmp_path / "own.py").write_text("def few(response, answer):\n    return float(len(response) < 12)\n")
-    (tmp_path / "data.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"p{i}", "answer": str(i)}) + "\n" for i in range(40))
-    )
-    data = f"--dataset {tmp_path / 'data.jsonl'} --reward {tmp_path / 'own.py'}:few"
-    sizes = "--steps 12 --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100 --lr 1e-2"
-    evaluation = "--warmup_steps 1 --eval_prompts 2 --eval_samples 2 --seed 5 --preset grpo"
-    where = f"--model {folders / name} --output_dir {tmp_path / 'run'}"
-    rlvr.main(command(where, data, sizes, evaluation, flags))
-    metrics = read_lines(tmp_path / "run" / "metrics.jsonl")
+    data = write_lines(tmp_path / "data.jsonl", [{"prompt": f"p{i}", "answer": str(i)} for i in range(40)])
+    metrics = go(tmp_path / "run", f"--model {folders / name} --dataset {data} --reward {folders / 'own.py'}:few", flags,
+                 "--steps 12 --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100 --lr 1e-2 --seed 5",
+                 "--warmup_steps 1 --eval_prompts 2 --eval_samples 2 --preset grpo")
     assert all(m["logp_gap"] < 1e-3 for m in metrics) and 0 < metrics[0]["truncated"]
     assert metrics[-1]["reward"] > metrics[0]["reward"] + 0.1
-    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
+    tf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_sampler_and_trainer_agree_in_bf16(folders):
-    policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens", 32, "--max_new_tokens", 16))
-    uniforms = torch.rand(12, 16)
-    tokens, lengths, _, logp, _ = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
+# -------------------------------------------------------------------------------------------------------- GPU
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def cuda_policy(folders, name, *flags):
+    if name == "gpt2":
+        rlvr.Policy(tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)), bpe_tokenizer(True), [0]).save(folders / "gpt2")
+    policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", *flags))
+    return replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
+
+
+@cuda
+@pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
+@pytest.mark.parametrize("flags", ["", "--gradient_checkpointing"])
+def test_cuda_sampler_and_trainer_agree_in_bf16(folders, name, flags):
+    policy = cuda_policy(folders, name, flags)
+    tokens, lengths, _, logp, _ = rlvr.sample(policy, PROMPTS, seeded(48, 200, 1), 1.0)
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-    scored, _, _ = rlvr.score(policy, [PROMPTS[i // 4] for i in range(12)], responses, 1.0)
-    assert scored.dtype == torch.float32 and (scored - logp[:, : scored.shape[1]]).abs().mean() < 0.05
+    scored, _, _ = rlvr.score(policy, [PROMPTS[i // 16] for i in range(48)], responses, 1.0)
+    assert scored.dtype == torch.float32 and (scored - logp[:, :scored.shape[1]]).abs().mean() < 0.05
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["qwen", "gemma", "demo"])
-def test_cuda_graphs_decode_token_for_token(folders, name, monkeypatch):
-    policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200"))
-    policy = replace(policy, stop_ids=list(range(0, 320, 40)))
-    numbers = [torch.rand(n, 200, generator=torch.Generator().manual_seed(n)) for n in (48, 30, 48)]
-    by_graph = [rlvr.sample(policy, PROMPTS, u, 1.0) for u in numbers]
-    assert policy.decoder.graphs
-    policy.decoder = None  # the same widths, and so the same kernels, step by step
-    monkeypatch.setattr(rlvr.Decoder, "capture", lambda decoder: decoder.step() or decoder.step)
-    for u, fast in zip(numbers, by_graph):
-        assert all(map(torch.equal, fast[:3], rlvr.sample(policy, PROMPTS, u, 1.0)[:3]))
+@cuda
+@pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
+def test_cuda_graphs_decode_token_for_token(folders, name):
+    policy = cuda_policy(folders, name)
+    for rows in (48, 30):
+        fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), 1.0)
+                      for graph in (True, False))
+        assert all(map(torch.equal, fast[:3], slow[:3]))
+
+
+@cuda
+def test_cuda_two_processes_share_a_run(short, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("NCCL takes one process per GPU, and there is one")
+    argv = command(*LAUNCHER, "--output_dir", tmp_path / "run", short)
+    assert subprocess.run(argv, timeout=300).returncode == 0

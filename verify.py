@@ -1,23 +1,25 @@
 """Verifiers: programs that say whether a response is right, and that a policy under RL cannot fool.
 
-    math_reward(response, gold)                    one final answer, compared exactly with the gold one
     countdown_reward(response, numbers, target)    an expression that uses each number once
+    math_reward(response, gold)                    one final answer, compared exactly with the gold one
     code_reward(response, tests, inputs, outputs)  code, run against asserts, or inputs and outputs
 
 Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra
-system: expressions are translated token by token to Python's syntax, parsed with ast.parse, and computed over
-the few kinds of node allowed, in exact fractions, or with 50 digits where a value is irrational. Length,
-depth, digits and exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own:
-see the last part. """
+system: a small reader turns it into a tree, whose value is computed in exact fractions, or with 50 digits
+where it is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
+Code runs in processes of its own: see the last part. """
 import ast
 import builtins
+import contextlib
 import ctypes
 import functools
 import glob
+import importlib
 import json
 import math
 import operator
 import os
+import queue
 import random
 import re
 import shutil
@@ -25,18 +27,66 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
+import time
+from decimal import Decimal
 from fractions import Fraction
 
+# -------------------------------------------------------------------------------------------------- countdown
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def countdown_reward(response, numbers, target):
+    """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
+    exactly once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the
+    response must be the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of
+    earlier results."""
+    try:
+        response, left = str(response), list(map(int, numbers))
+        if "<answer>" not in response:
+            for step in response.strip().split(","):
+                a, op, b, result = re.fullmatch(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,18})", step, re.A).groups()
+                left.remove(int(a))
+                left.remove(int(b))
+                left.append(int(result))
+                if OPERATORS[op](Fraction(a), Fraction(b)) != left[-1]:
+                    return 0.0
+            return float(left == [target])
+        inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
+        inside = " ".join(inside.strip().strip("$").translate(str.maketrans("×÷−·", "*/-*")).split())
+        expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside)
+        # A first minus is no trick; a number like 012 or 1 2, a power, a second sign are.
+        tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+|[^0-9+\-*/() ]"
+        if not closed or len(expression) > 500 or re.search(tricks, expression):
+            return 0.0
+
+        def value(node):
+            if isinstance(node, ast.BinOp):
+                return OPERATORS[NODES[type(node.op)]](value(node.left), value(node.right))
+            if isinstance(node, ast.UnaryOp):
+                return -value(node.operand)
+            left.remove(node.value)
+            return Fraction(node.value)
+        return float(value(ast.parse(expression, mode="eval").body) == target and not left)
+    except (ValueError, ArithmeticError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError,
+            KeyError):
+        return 0.0
+
+
 # ------------------------------------------------------------------------------------------- the final answer
+
+BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
+MARKER = re.compile(r"####|\banswer\b(?:\W{0,4}is\b|\W*:|[*_]*\s*\n)|<answer>", re.I)
+SENTENCE = re.compile(r"\.(?:\s|$)|,? \b(?:because|since|which)\b|</|\n")
+
 
 def last_boxed(text):
     """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never
     closes."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    depth, begin = 0, text.index("{", start) + 1
+    depth, begin = 0, max((match.end() for match in BOX.finditer(text)), default=len(text) + 1)
     for match in re.compile(r"\\.|[{}]", re.S).finditer(text, begin - 1):  # \{ and \} are no braces
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:
@@ -45,222 +95,253 @@ def last_boxed(text):
 
 
 def final_answer(response):
-    """The one answer of a response, or None: the last box; else what follows the last '####'; else the
-    sentence after the last 'answer is'."""
-    if "\\boxed{" in response or "\\fbox{" in response:
+    """The one answer of a response, or None: the last box; else the line or sentence after the last '####',
+    'answer is', heading 'Final Answer'. What is inside <think> counts only where no answer follows it."""
+    after = response.rpartition("</think>")[2]
+    response = after if BOX.search(after) or MARKER.search(after) else response
+    if BOX.search(response):
         return last_boxed(response)
-    if "####" in response:
-        return response.rpartition("####")[2].strip().partition("\n")[0]
-    start = max((response.lower().rfind(marker) + len(marker) for marker in ("answer is", "answer:")
-                 if marker in response.lower()), default=None)
-    if start is None:
+    if not (markers := list(MARKER.finditer(response))):
         return None
-    sentence = response[start:start + 1000].lstrip(" :*\n").partition("\n")[0]
-    return re.split(r"\.(?:\s|$)", sentence, maxsplit=1)[0].rstrip("*! ")
+    text = response[markers[-1].end():][:1000].lstrip(" :*_\n")
+    return SENTENCE.split(text, maxsplit=1)[0].strip("*_ ")
 
 
+RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123456789+-()ni" * 2)
 SYMBOLS = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∞": r"\infty ", "π": r"\pi ",
-    "∪": r"\cup ", "∅": r"\emptyset ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "²": "^2", "³": "^3",
-    "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "ℝ": r"\reals ",
-    "θ": r"\theta ", "α": r"\alpha ", "\u00a0": " ", "\u200b": None,
+    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "π": r"\pi ", "∣": "|",
+    "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "≅": "≈", "…": "...",
+    "⟨": "(", "⟩": ")", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "\u00a0": " ", "\u200b": None,
     **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
-END = r"(?![a-zA-Z])"  # of a LaTeX command
+COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or nothing
+    "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "<": "lt", ">": "gt", " ∪ ": "cup",
+    " ∈ ": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
+    "|": "vert lvert rvert mid",
+    "*": "cdot times ast", "/": "div", "(": "langle", ")": "rangle", "°": "degree", "...": "ldots cdots dots",
+    r"\frac": "dfrac tfrac cfrac", " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl "
+    "Bigr large limits quad qquad"}.items() for name in names.split()}
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"[𝜋𝛑𝝅]", r"\\pi "),
-    (r"\\(?:displaystyle|textstyle|left|right|[bB]igg?[lr]?|large|limits|q?quad)" + END, " "),
-    (r"\\[,;: ]|~", " "),
-    (r"\{\s*,\s*\}", ","), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:cdot|times|ast)" + END, "*"),
-    (r"\\div" + END, "/"),
-    (r"\\(?:leq?slant|leq?)" + END + "|<=", "≤"), (r"\\(?:geq?slant|geq?)" + END + "|>=", "≥"),
-    (r"\\neq?" + END, "≠"), (r"\\lt" + END, "<"), (r"\\gt" + END, ">"), (r"\\[lr]vert", "|"),
-    (r"\\varnothing|\\\{ *\\\}", r"\\emptyset"), (r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "°"), (r"\\%", "%"),
-    (r"\\mathbb\s*\{?R\}?", r"\\reals "),
+    (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])), (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
+    (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
+    (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
+    (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
+    (r"\\mathbb\s*\{?R\}?|ℝ", "(-∞,∞)"),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\(?:text|mathrm|operatorname)\s*\{\s*([eid])\s*\}", r" \1 "),  # the numbers e and i, upright
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
     (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "),
-    (r"\\\$|[€£]", r" \g<0> "),
-    (r"^\s*(?:\\approx|=)", " "), (r"(?<=.)\\approx.*", ""), (r"\s+", " "))]
-OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
-
-
-def matching(tokens, start):
-    """Where the bracket at `start` closes; shapes may differ, as in [0, 1)."""
-    depth = 0
-    for i in range(start, len(tokens)):
-        depth += (tokens[i] in OPEN) - (tokens[i] in CLOSE)
-        if depth == 0:
-            return i
-    raise ValueError("a bracket is never closed")
+    (r"\\\$|[€£₹¥]", r" \g<0> "), (r"\\frac\s+(\w+)\s+(\w+)", r"\\frac{\1}{\2}"),
+    (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*=", " "), (r"\s+", " "))]
 
 
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
-    text = text.translate(SYMBOLS)
+    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ]+",
+                  lambda m: f"{'^' if m[1] else '_'}{{{m[0].translate(RAISED)}}}", text).translate(SYMBOLS)
     for pattern, new in REPLACE:
         text = pattern.sub(new, text)
-    text = text.strip().rstrip(".,; ")
-    while re.match(r"\{(?!.*,)", text) and matching(text, 0) == len(text) - 1:
-        text = text[1:-1].strip()
-    return text
+    return text.strip() if re.search(r"\d ?\.\.\.\s*$", text) else text.strip().rstrip(".,; ")
 
 
 # ------------------------------------------------------------------------------------------------------ units
 
 UNITS = {alias: name for name, aliases in {
     "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
-    "km": "kilometer kilometre", "in": "inch inche", "ft": "foot feet", "mi": "mile",
-    "kg": "kilogram", "g": "gram", "l": "liter litre",
-    "s": "sec second", "min": "minute", "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% percentage",
-    "degree": "° deg", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp", "cent": "¢", "/": "per",
-}.items() for alias in (name, *aliases.split())}
-SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
-NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log"}
-UNIT = (r"⟨[^⟩]*⟩"                                      # 12\text{ cm}
+    "km": "kilometer kilometre", "celsius": "", "fahrenheit": "", "in": "inch inche", "ft": "foot feet",
+    "mi": "mile", "kg": "kilogram", "g": "gram", "l": "liter litre", "s": "sec second", "min": "minute",
+    "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% pct percentage", "degree": "° deg",
+    "degreecelsius": "degreec", "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur",
+    "pound": "£ gbp", "rupee": "₹", "yen": "¥", "cent": "¢", "/": "per"}.items()
+    for alias in (name, *aliases.split())}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
+          "trillion": 10**12, "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4),
+          "fifths": Fraction(1, 5)}
+POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log", "mod", "theta"}
+CURRENCY = r"\\\$|[€£₹¥]"
+UNIT = (r"⟨[^⟩]*⟩|(?<=⟩ )[/-](?= ⟨)"                    # 12\text{ cm}
         r"|(?<= )[a-zA-Z]{2,}(?:/[a-z]+)?"              # 12 apples
         r"|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)"   # 5 m/s
-        r"|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|%|°|\\\$|[€£]")  # 12cm, 12%
-TAIL = re.compile(rf"(?<=[\d)}}!.a-z]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$")
+        rf"|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|(?<=°) ?[CF]|%|°|{CURRENCY}")
+TAIL = re.compile(rf"(?<=[\d)}}!.a-z°]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$")
+REMARK = re.compile(r"^(.*[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z .]*)\)$")  # 24 (stickers)
+BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1): value, unit in one spelling or '', factor of words such as million.
-    The base of '1011_2' counts as its unit."""
-    if match := re.fullmatch(r"([0-9A-Z]+)_\{?(\d+)\}?", text.replace(" ", "")):
-        return match[1], f"base {match[2]}", 1
-    unit, power, factor = "", "", 1
-    if match := re.match(r"(-?) ?(\\\$|[€£])", text):
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as
+    million, exponent of words such as squared. The base of '1011_2' counts as its unit."""
+    text = REMARK.sub(r"\1 ⟨\2⟩", text)
+    if base := BASE.fullmatch(text):
+        return base[1] + base[2], f"base {base[3]}", 1, 1
+    unit, factor, exponent, power = "", 1, 1, ""
+    if match := re.match(rf"(-?) ?({CURRENCY})", text):
         unit, text = UNITS[match[2]], match[1] + text[match.end():].strip()
     tail = TAIL.search(text)
     value = text[:tail.start()].strip() if tail else text
-    words = re.findall(r"[^\W\d_/]+|/|%|°|\\\$|[€£]", tail[0].partition("^")[0]) if tail else []
-    if not re.search(r"\d|\\pi", value) or NO_UNITS & set(words) or "°" in words and "\\" in value:
-        return text, unit, factor
-    power = f"^{tail[2]}" if tail and tail[2] else ""
+    words = re.findall(rf"[^\W\d_/]+|/|%|°|{CURRENCY}", tail[0].partition("^")[0]) if tail else []
+    if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or (
+            "°" in words and re.search(r"[a-z]{3}\b", value)):
+        return text, unit, factor, exponent
     for word in words:
-        word = word if len(word) < 2 else word.lower()
-        if word in POWERS:
-            power = POWERS[word]
-        elif word in SCALES:
+        word = word if len(word) < 2 and not unit.startswith("degree") else word.lower()
+        if word in SCALES:
             factor *= SCALES[word]
+        elif word in POWERS and not unit and word.endswith("d"):  # 6 squared
+            exponent = POWERS[word]
+        elif word in POWERS:
+            power = f"^{POWERS[word]}"
         elif word not in ("of", "the", "a"):
             word = word if word in UNITS or len(word) < 3 else word.removesuffix("s")
             unit += UNITS.get(word, word)
-    return value, unit + power, factor
+    return value, UNITS.get(unit, unit) + (f"^{tail[2]}" if tail and tail[2] else power), factor, exponent
 
 
 # ------------------------------------------------------------------------------------------------ expressions
+#
+# A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree),
+# ...
 
 FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
-GREEK = set("alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi "
-            "chi psi omega Delta Omega ell".split())
-OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[{}|]|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+"
-                   r"|(?:(?:arc)?(?:sin|cos|tan)|ln|log|exp|sqrt|pi)(?![a-z])"
-                   r"|\*\*|[a-zA-Z]|[-+*/^_!%°|()\[\]{}<>≤≥≠=,:;&])", re.ASCII)
+WORDS = FUNCTIONS | {"sqrt", "pi", "floor", "ceil", "abs", "theta", "alpha", "beta", "gamma", "lambda"}
+LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
+              "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
+SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
+TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
+                   rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
+                   rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞])", re.ASCII)
+OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
+STOP = {*"+-*/^_!%°|", "\\rfloor", "\\rceil", "end", *CLOSE}  # they start no factor
 
 
 def tokenize(text):
     tokens, end = [], 0
     while match := TOKEN.match(text, end):
-        token, end = match[1], match.end()
-        tokens.append("^" if token == "**" else "\\" + token if len(token) > 1 and token.isalpha() else token)
+        token, end = re.sub(r"[ {}]", "", match[1]) if "_" in match[1][1:] else match[1], match.end()
+        tokens.append({"**": "^"}.get(token, "\\" + token if token in WORDS else token))
     if text[end:].strip():
         raise ValueError(f"unexpected {text[end:end + 10]!r}")
-    return tokens
+    return [*tokens, "end"]
 
 
-def translate(tokens, depth=0):
-    """The tokens of one expression in Python's syntax: 2 \\sin x -> (2)*(sin((v_x))). Implied products bind
-    like written ones; the argument of a function without brackets ends at + - * / or the next function."""
-    if depth > 30 or not tokens:
-        raise ValueError("too deep, or empty")
-    tokens, out = list(tokens), []  # what is left to read; operators and (atoms)
+class Reader:
+    """Reads the tokens of one expression: Reader(text).sum("end") is its tree. Implied products bind like
+    written ones, as in 1/2x; the argument of a function without brackets ends at + - * / or the next
+    function."""
+    def __init__(self, text):
+        self.tokens, self.depth, self.bars = tokenize(text)[::-1], 0, 0
 
-    def take(end):  # up to `end`, without the brackets around
-        part = tokens[1:end]
-        del tokens[:end + 1]
-        return translate(part, depth + 1)
+    @property
+    def next(self):
+        return self.tokens[-1]
 
-    def argument():  # of \frac, ^ and the like: a {group}, else one digit, letter or command
-        if tokens[:1] in (["{"], ["("]):
-            return take(matching(tokens, 0))
-        token = tokens.pop(0) if tokens else ""
-        if token == "-":
-            return "-" + argument()
-        if token[:1].isdigit() and len(token) > 1:  # \frac12
-            tokens.insert(0, token[1:])
-        return translate([token[:1] if token[:1].isdigit() else token], depth + 1)
+    def take(self, *allowed):
+        if allowed and self.next not in allowed or len(self.tokens) < 2 and allowed != ("end",):
+            raise ValueError(f"{self.next!r} is out of place")
+        return self.tokens.pop()
 
-    def called(name):
-        base = power = ""
-        while tokens[:1] in (["_"], ["^"]):
-            if tokens.pop(0) == "_":
-                base = "," + argument()
-            elif tokens[:4] == ["{", "-", "1", "}"]:
-                del tokens[:4]
-                name = "arc" + name
+    def starts(self):
+        return self.next not in STOP or self.next == "|" and not self.bars
+
+    def sum(self, *closing):
+        tree = self.product()
+        while self.next in ("+", "-"):
+            tree = (self.take(), tree, self.product())
+        self.take(*closing)
+        return tree
+
+    def product(self):
+        tree = self.factor()
+        while self.next in ("*", "/") or self.starts():
+            tree = ("*", tree, self.power()) if self.starts() else (self.take(), tree, self.factor())
+        return tree
+
+    def factor(self):
+        if self.next in ("+", "-"):
+            return self.factor() if self.take() == "+" else ("-", Fraction(0), self.factor())
+        return self.power()
+
+    def power(self):
+        tree = self.atom()
+        while self.next in ("^", "!", "%", "°"):
+            sign = self.take()
+            if sign == "^":
+                tree = ("^", tree, self.argument(digits=True))
             else:
-                power = f"**({argument()})"
-        if tokens and tokens[0] in OPEN:
-            return f"{name}({take(matching(tokens, 0))}{base}){power}"
-        end = tokens.index("|", 1) + 1 if tokens[:1] == ["|"] else 0
-        while end < len(tokens) and tokens[end] not in (*OPERATORS, "|") and tokens[end][1:] not in FUNCTIONS:
-            end = (matching(tokens, end) if tokens[end] in OPEN else end) + 1
-        inside = translate(tokens[:end], depth + 1)
-        del tokens[:end]
-        return f"{name}({inside}{base}){power}"
+                tree = {"!": ("!", tree), "%": ("/", tree, Fraction(100)),
+                        "°": ("*", tree, ("/", ("name", "\\pi"), Fraction(180)))}[sign]
+        return tree
 
-    while tokens:
-        token = tokens[0]
+    def argument(self, digits=False):
+        """Of \\frac, ^ and the like: a {group}, else one digit, letter or command. A model that writes 2^17
+        means 2^{17}: with `digits` a number is taken whole."""
+        if self.next == "-":
+            self.take()
+            return ("-", Fraction(0), self.argument(digits))
+        if self.next[:1].isdigit() and len(self.next) > 1 and not digits:  # \frac12
+            number = self.take()
+            self.tokens += [number[1:], number[0]]
+        return self.atom()
+
+    def atom(self):
+        self.depth += 1
+        if self.depth > 60:
+            raise ValueError("too deep")
+        tree = self.atom_of(self.take())
+        self.depth -= 1
+        return tree
+
+    def atom_of(self, token):
         name = token[1:]
         if token in OPEN:
-            atom = take(matching(tokens, 0))
-        elif token == "|":
-            atom = f"abs({take(tokens.index('|', 1))})"
-        elif name in ("lfloor", "lceil"):
-            atom = f"{name[1:]}({take(tokens.index(token.replace('l', 'r', 1)))})"
+            return self.sum(*CLOSE)
+        if token == "|":
+            self.bars += 1
+            tree = ("abs", self.sum("|"))
+            self.bars -= 1
+            return tree
+        if token[0].isdigit() or token[0] == ".":
+            return self.number(token)
+        if name in ("lfloor", "lceil"):
+            return (name[1:], self.sum(token.replace("l", "r", 1)))
+        if name in ("frac", "binom"):
+            return ("/" if name == "frac" else name, self.argument(), self.argument())
+        if name == "sqrt":
+            root = self.sum("]") if self.next == "[" and self.take() else Fraction(2)
+            return ("^", self.argument(), ("/", Fraction(1), root))
+        if name in ("floor", "ceil", "abs"):
+            return (name, self.argument())
+        if name in FUNCTIONS:
+            return self.called(name)
+        if token in ("\\pi", "∞") or token[0].isalpha() or re.match("[a-zA-Z]*", name)[0] in LETTERS:
+            return ("name", token)
+        raise ValueError(f"unknown {token}")
+
+    def number(self, token):
+        mantissa, _, exponent = token.lower().partition("e")
+        value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
+        if token.isdigit() and self.next == "\\frac":  # 3\frac12
+            part = self.atom()
+            return ("+" if all(isinstance(x, Fraction) for x in part[1:]) else "*", value, part)
+        return value
+
+    def called(self, name):
+        base, exponent = [], None
+        while self.next in ("_", "^"):
+            if self.take() == "_":
+                base = [self.argument(digits=True)]
+            elif (exponent := self.argument(digits=True)) == ("-", 0, 1):
+                name, exponent = "arc" + name, None
+        if self.next in OPEN or self.next == "|":
+            tree = self.atom()
         else:
-            del tokens[0]
-            if token in OPERATORS:
-                out.append(token)
-                continue
-            if token in ("^", "!", "%", "°"):
-                if not out or out[-1] in OPERATORS:
-                    raise ValueError(f"nothing before {token}")
-                last = out[-1]
-                out[-1] = (f"{last}**({argument()})" if token == "^" else f"factorial({last})" if token == "!"
-                           else f"({last}/100)" if token == "%" else f"({last}*pi/180)")
-                continue
-            if token[0].isdigit() or token[0] == ".":
-                mantissa, _, exponent = token.lower().partition("e")
-                value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
-                atom = f"{value.numerator}/{value.denominator}"
-                mixed = re.match(r"\\frac(\{\d+\}\{\d+\}|\d\d(?!\d))", "".join(tokens[:8]))
-                if mixed and token.isdigit():  # 3\frac12
-                    del tokens[0]
-                    atom += f"+({argument()})/({argument()})"
-            elif name in ("frac", "binom"):
-                atom = f"{'divide' if name == 'frac' else name}({argument()},{argument()})"
-            elif name == "sqrt":
-                root = take(tokens.index("]")) if tokens[:1] == ["["] else "2"
-                atom = f"root({argument()},{root})"
-            elif name in FUNCTIONS:
-                atom = called(name)
-            elif name in ("pi", "infty") or token in ("e", "i"):
-                atom = name or token
-            elif token.isalpha() or name in GREEK:
-                atom = "v_" + (name or token)
-                if tokens[:1] == ["_"]:
-                    end = matching(tokens, 1) if tokens[1:2] == ["{"] else 1
-                    atom += re.sub(r"\W", "", "".join(tokens[:end + 1]))
-                    del tokens[:end + 1]
-            else:
-                raise ValueError(f"unknown {token}")
-        out += ["*"] * bool(out and out[-1] not in OPERATORS) + [f"({atom})"]
-    return "".join(out)
+            tree = self.factor()
+            while self.starts() and self.next[1:] not in FUNCTIONS:
+                tree = ("*", tree, self.power())
+        return (name, tree, *base) if exponent is None else ("^", (name, tree, *base), exponent)
 
 
 _local = threading.local()
@@ -279,6 +360,10 @@ def to_mp(x):
     return mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
 
 
+def exact(*values):
+    return all(isinstance(value, Fraction) for value in values)
+
+
 def small(x, bound):
     """A bound, so that no value takes long to compute."""
     if not abs(x) <= bound:  # also not a number
@@ -290,137 +375,253 @@ def bits(x):
     return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
-def power(a, b):
-    """a ** b, exact for whole b; an odd root of a negative number is real."""
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        if b.denominator == 1:
-            small(abs(b) * bits(a), 20000)
-            return a ** int(b)
-        if a < 0 and b.denominator % 2:
-            return (-1) ** (b.numerator % 2) * power(-a, b)
-    return mp().power(to_mp(a), small(to_mp(b), 10**4))
-
-
 def whole(x, bound):
-    if not isinstance(x, Fraction) or x.denominator != 1 or not 0 <= x <= bound:
+    if not exact(x) or x.denominator != 1 or not 0 <= x <= bound:
         raise ValueError("not a whole number, or too large")
     return int(x)
 
 
-def call(name, x, y=None):
-    """The value of name(x) or name(x, y)."""
-    if name in ("divide", "root"):
-        return apply(operator.truediv, x, y) if name == "divide" else power(x, 1 / y)
-    if name == "factorial":
-        if isinstance(x, Fraction) and x.denominator > 1:  # a free variable
-            return mp().gamma(to_mp(small(x, 300)) + 1)
-        return Fraction(math.factorial(whole(x, 300)))
+def power(a, b):
+    """a ** b, exact for whole b; an odd root of a negative number is real."""
+    if exact(a, b) and b.denominator == 1:
+        small(abs(b) * bits(a), 250_000)
+        return a ** int(b)
+    if exact(b) and b.denominator % 2 and b.denominator > 1 and mp().im(to_mp(a)) == 0 and a < 0:
+        return (-1) ** (b.numerator % 2) * power(-a, b)
+    return mp().power(to_mp(a), small(to_mp(b), 10**4))
+
+
+def apply(name, x, y=None):
+    """The value of an operation."""
+    if name in OPERATORS:
+        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](to_mp(x), to_mp(y))
+    if name == "^":
+        return power(x, y)
+    if name == "!":
+        return Fraction(math.factorial(whole(x, 2500)))
     if name == "binom":
         k = whole(y, 300)
-        factors = (apply(operator.sub, x, Fraction(i)) for i in range(k))
+        factors = (apply("-", x, Fraction(i)) for i in range(k))
         return math.prod(factors, start=Fraction(1)) / math.factorial(k)
     if name == "abs":
         return abs(x)
     if name in ("floor", "ceil"):
-        return Fraction(int(getattr(math if isinstance(x, Fraction) else mp(), name)(x)))
+        return Fraction(int(getattr(math if exact(x) else mp(), name)(x)))
     x = small(to_mp(x), 10**4 if name == "exp" else 10**30)
     if name in ("log", "lg"):
         return mp().ln(x) / mp().ln(to_mp(y) if y is not None else 10)
     return getattr(mp(), name.replace("arc", "a"))(x)
 
 
-def apply(function, a, b):
-    exact = isinstance(a, Fraction) and isinstance(b, Fraction)
-    return function(a, b) if exact else function(to_mp(a), to_mp(b))
+CONSTANTS = {"\\pi": lambda: mp().pi(), "e": lambda: mp().e(), "i": lambda: mp().mpc(0, 1),
+             "∞": lambda: mp().inf}
+WHOLE = 10  # from this point on, variables are whole numbers
 
 
-def compute(node, point=0):
-    """The value of an expression, a Fraction or a 50-digit number; `point` numbers a choice of values for the
-    free variables. Raises ValueError or ArithmeticError where there is none."""
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        return Fraction(node.value)
-    if isinstance(node, ast.Name):
-        if node.id.startswith("v_"):
-            rand = random.Random(f"{node.id} {point}")
-            sign = rand.choice((-1, 1)) if point else 1
-            return sign * Fraction(rand.randint(20, 99), rand.randint(3, 17))
-        return {"pi": mp().pi(), "e": mp().e(), "i": mp().mpc(0, 1), "infty": mp().inf}[node.id]
-    if isinstance(node, ast.UnaryOp):
-        value = compute(node.operand, point)
-        return -value if isinstance(node.op, ast.USub) else value
-    if not isinstance(node, (ast.BinOp, ast.Call)):
-        raise ValueError("not allowed")
-    operands = [node.left, node.right] if isinstance(node, ast.BinOp) else node.args
+def compute(tree, point=0):
+    """The value of a tree, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
+    variables: all positive, all negative, any signs, whole. Raises ValueError or ArithmeticError where there
+    is none."""
+    if exact(tree):
+        return tree
+    name, *operands = tree
+    if name == "name" and operands[0] in CONSTANTS:
+        return CONSTANTS[operands[0]]()
+    if name == "name":
+        rand = random.Random(f"{operands[0]} {point}")
+        sign = rand.choice((-1, 1)) if point > 1 else 1 - 2 * point
+        if point >= WHOLE:  # all of 1 to 12, each name in an order of its own
+            rand = random.Random(operands[0])
+            return Fraction((rand.randint(0, 11) + rand.choice((1, 5, 7, 11)) * point) % 12 + 1)
+        return sign * Fraction(rand.randint(20, 99), rand.randint(3, 17))
     values = [compute(operand, point) for operand in operands]
-    for value in values:  # infinity stands alone or with a sign
-        small(bits(value), 10**5) if isinstance(value, Fraction) else small(value, mp().mpf(10) ** 2000)
-    if isinstance(node, ast.Call):
-        return call(node.func.id, *values)
-    if isinstance(node.op, ast.Pow):
-        return power(*values)
-    return apply({ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-                  ast.Div: operator.truediv}[type(node.op)], *values)
+    if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
+        for value in values:
+            small(bits(value), 300_000) if exact(value) else small(value, mp().mpf(10) ** 2000)
+    return apply(name, *values)
 
 
-def variables(tree):
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id.startswith("v_")}
+def names_in(tree):
+    """The names and operations of a tree; names with a space before them."""
+    if exact(tree):
+        return set()
+    return {" " + tree[1]} if tree[0] == "name" else {tree[0]}.union(*map(names_in, tree[1:]))
+
+
+def variables(*trees):
+    names = set().union(*map(names_in, trees))
+    return {name for name in names if name[0] == " " and name[1:] not in CONSTANTS}
 
 
 def close(x, y):
     """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no
     stand-in for an irrational number."""
-    if isinstance(x, Fraction) and isinstance(y, Fraction):
+    if exact(x, y):
         return x == y
-    if any(isinstance(v, Fraction) and v.denominator > 10**30 for v in (x, y)):
+    if any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return False
     x, y = to_mp(x), to_mp(y)
-    if mp().isinf(x) or mp().isinf(y):
-        return x == y
-    return bool(abs(x - y) <= mp().mpf(10) ** -35 * max(1, abs(x), abs(y)))
+    return bool(x == y if mp().isinf(x) or mp().isinf(y) else
+                abs(x - y) <= mp().mpf(10) ** -35 * max(1, abs(x), abs(y)))
+
+
+def agree(a, b, test=close):
+    """Whether `test` holds of the values of two trees at all points where both are real; where they nowhere
+    are, at those where they are complex. Floors and factorials are tried at whole numbers too, or only there.
+    ValueError where there are no values at all."""
+    names, verdicts = names_in(a) | names_in(b), {True: [], False: []}
+    if not variables(a, b):
+        return test(compute(a), compute(b))
+    points = [*range(6)] * (not names & {"!", "binom"})
+    points += range(WHOLE, WHOLE + 12) if names & {"!", "binom", "floor", "ceil"} else []
+    for point in points:
+        with contextlib.suppress(ValueError, ArithmeticError):
+            x, y = compute(a, point), compute(b, point)
+            real = " i" in names or all(exact(v) or mp().im(v) == 0 for v in (x, y))
+            verdicts[real].append(test(x, y))
+    if not (seen := verdicts[True] or verdicts[False]):
+        raise ValueError("no value anywhere")
+    return all(seen)
 
 
 # --------------------------------------------------------------------------------------- structure of answers
 #
-# A node is a tuple: ("value", expression), ("set" | "union" | "ratio" | "matrix" | "row", nodes ...),
-# ("tuple", its brackets, nodes ...), ("relation", its signs, nodes ...), ("empty",).
+# A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio", nodes ...), ("tuple",
+# its brackets, nodes ...), ("matrix" | "determinant", nodes of a row, ...), ("relation", its signs, nodes
+# ...), ("named", name, node, relation or None) for x = 5, ("empty",).
 
 FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
+INFINITY = ("value", ("name", "∞"), "")
+MINUS_INFINITY = ("value", ("-", Fraction(0), ("name", "∞")), "")
+MATRIX = re.compile(r"(\|?) ?\\begin ?\{([pbBvV]?)(?:matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)"
+                    r"\\end ?\{\w+\} ?\|?")
 
 
-def split(tokens, separators):
-    """Split at separators outside all brackets -> the parts, the separators."""
-    parts, found, depth = [[]], [], 0
-    for token in tokens:
-        depth += (token in OPEN) - (token in CLOSE)
-        if depth == 0 and token in separators:
-            parts.append([])
-            found.append(token)
-        else:
-            parts[-1].append(token)
-    return parts, found
+def split(text, separators):
+    """Split at one-character separators outside all brackets -> the parts, the separators."""
+    parts, found, depth, start = [], [], 0, 0
+    for match in re.finditer(rf"\\?[{{}}]|[()\[\]⟨⟩]|[{separators}]", text):
+        depth += (match[0][-1] in "([{⟨") - (match[0][-1] in ")]}⟩")
+        if depth == 0 and match[0] in separators:
+            parts.append(text[start:match.start()].strip())
+            found.append(match[0])
+            start = match.end()
+    return [*parts, text[start:].strip()], found
 
 
-def read(tokens):
-    """Tokens of an answer -> its node."""
-    if "\\pm" in tokens or "\\mp" in tokens:  # two answers; \mp has the other sign
-        both = [{"\\pm": plus, "\\mp": minus} for plus, minus in ("+-", "-+")]
-        return ("set", *(read([signs.get(token, token) for token in tokens]) for signs in both))
-    if tokens in (["\\emptyset"], ["\\reals"]):
-        return ("empty",) if tokens == ["\\emptyset"] else read(tokenize(r"(-\infty,\infty)"))
-    levels = (("set", ",;"), ("in", ["\\in"]), ("relation", FLIP), ("union", ["\\cup"]), ("ratio", ":"))
-    for kind, separators in levels:  # from the loosest to the tightest
-        parts, found = split(tokens, separators)
-        if kind == "in" and len(parts) == 2 and all(token.isalpha() for token in parts[0]):
-            return read(parts[1])
+def enclosed(text):
+    """(opening, content, closing) if one pair of brackets, of whatever shapes, is around all of the text."""
+    depth, opening = 0, re.match(r"\\[{]|[(\[{]|", text)[0]
+    for match in re.finditer(r"\\?[{}]|[()\[\]]", text if opening else ""):
+        depth += 1 if match[0] in OPEN else -1
+        if depth == 0:
+            inside = text[len(opening):match.start()].strip()
+            return (opening, inside, match[0]) if match.end() == len(text) else None
+    return None
+
+
+def is_name(text):
+    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
+    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
+    text = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
+    if text[:1] == "(":
+        return bool(enclosed(text)) and all(map(is_name, split(enclosed(text)[1], ",")[0]))
+    frac = "frac" in text
+    inner = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|_\{[^{}]*\}|_\w" + r"|\{[^{}]*\}" * (not frac), "", text)
+    return bool(re.search(r"[a-zA-Z]", inner)) and not re.search(
+        r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|^i$", inner)
+
+
+def is_word(text):
+    """Yes, AAS, red and June 20 are words, xy and p - q are not. Letters that spell words are e, i, o, u and
+    capitals."""
+    parts = re.split(r"[ -]+", text)
+    return text not in WORDS and all(re.fullmatch(r"[A-Za-z']{2,}|\d+|a|I", part) for part in parts) and bool(
+        text[0].isalpha() and (len(text) > 3 or re.search(r"[eiouA-Z]", text)))
+
+
+def is_constant(text):
+    """Whether a side of an equation is a number, as ln 2 is; e alone is a name in e = 1/2."""
+    try:
+        node = leaf(text)
+        return text != "e" and node[0] == "value" and not variables(node[1])
+    except ValueError:
+        return False
+
+
+def read(text):
+    """A clean answer -> its node. ValueError where it has none."""
+    text = text.strip()
+    while (whole := enclosed(text)) and whole[0] == "{" and not split(whole[1], ",;")[1]:
+        text = whole[1]
+    if re.fullmatch(r"⟨[^⟨⟩]*⟩", text) and not text.startswith("⟨at "):
+        text = text[1:-1].strip()
+    if whole and whole[0] == "\\{":
+        condition, bar = split(whole[1], "|:")
+        if bar and is_name(split(condition[0], "∈")[0][0]):
+            return read(condition[1])  # {x | x > 2}
+        inner = read(whole[1])
+        return inner if inner[0] == "set" else ("set", inner)
+    parts, commas = split(text, ",;")
+    both = [part.translate(str.maketrans("±∓", signs)) for part in parts  # ± is two answers; ∓ the other way
+            for signs in (("+-", "-+") if re.search("[±∓]", part) else ("±∓",))]
+    if len(both) > 1:
+        return ("set", *map(read, both))
+    if text == "∅":
+        return ("empty",)
+    left, found = split(text, "∈")
+    if found and is_name(left[0]):
+        return read(left[1])
+    parts, signs = split(text, "<>≤≥=≠≈")
+    if signs:
+        return read_relation(parts, signs)
+    for kind, separator in (("union", "∪"), ("ratio", ":")):  # from the loosest to the tightest
+        parts, found = split(text, separator)
         if found:
-            return (kind, *([found] if kind == "relation" else []), *map(read, parts))
-    if tokens and tokens[0] in OPEN and matching(tokens, 0) == len(tokens) - 1:
-        items, commas = split(tokens[1:-1], ",;")
-        if "{" in tokens[0] and (commas or tokens[0] == "\\{"):
-            return ("set", *map(read, items))
+            return (kind, *map(read, parts))
+    if whole := enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text)):  # also P(1,2)
+        items, commas = split(whole[1], ",;")
         if commas:
-            return ("tuple", tokens[0] + tokens[-1], *map(read, items))
-    return ("value", ast.parse(translate(tokens), mode="eval").body)
+            items = map(read, items)
+            return ("set", *items) if whole[0] == "{" else ("tuple", whole[0] + whole[2], *items)
+    return leaf(text)
+
+
+def leaf(text):
+    """A value with its unit, or a word."""
+    if text and is_word(text) or text.startswith("⟨at "):
+        return ("word", text.casefold())
+    value, unit, factor, exponent = split_unit(text)
+    if re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
+        raise ValueError("two numbers side by side, or words")
+    tree = Reader(value).sum("end")
+    tree = tree if exponent == 1 else ("^", tree, Fraction(exponent))
+    return ("value", tree if factor == 1 else ("*", tree, Fraction(factor)), unit)
+
+
+def read_relation(parts, signs):
+    """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
+    if not parts[0]:  # "= 5"
+        return read_relation(parts[1:], signs[1:])
+    if not signs:
+        return read(parts[0])
+    if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
+        end = signs.index("≈")
+        if end or not is_name(parts[0]) or is_constant(parts[0]):
+            return read_relation(parts[:end + 1], signs[:end])
+        parts, signs = parts[:2], ["="]
+    named = [is_name(part) and not is_constant(part) for part in parts]
+    if named[-1] and not named[0]:
+        parts, named = parts[::-1], named[::-1]
+    if set(signs) != {"="} or not named[0] and not all(map(is_constant, parts)):
+        return ("relation", signs, *map(read, parts if set(signs) == {"="} or not named[0] else parts))
+    values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
+    if not all(same(value, values[-1]) for value in values):
+        raise ValueError("a chain of unequal values")
+    relation = None
+    with contextlib.suppress(ValueError):
+        relation = ("relation", ["="], leaf(parts[0]), values[-1])
+    return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
 
 
 @functools.lru_cache(4096)
@@ -428,101 +629,92 @@ def parse(text):
     """A clean answer -> its node; ValueError where it has none. Answers of over 600 characters have none."""
     if len(text) > 600:
         raise ValueError("too long")
-    matrix = r"\\begin ?\{(?:[pbBvV]?matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)\\end ?\{\w+\}"
-    if match := re.fullmatch(rf"[(\[{{]? ?{matrix} ?[)\]}}]?", text):
-        rows = [row.split("&") for row in match[1].split("↵") if row.strip()]
-        return ("matrix", *(("row", *(read(tokenize(cell)) for cell in row)) for row in rows))
-    text = re.sub(r"⟨? ?\b(?:and|or)\b ?⟩?", ",", text)
-    text = re.sub(r",(?: ?,)+", ",", re.sub(r"[⟨⟩]", " ", text))
-    if re.fullmatch(r"-? ?\d{1,3}(?:([, ])\d{3})(?:\1\d{3})*(?:\.\d+)?", text):  # thousands
-        text = re.sub(r"[, ](?=\d)", "", text)
-    text = re.sub(r"(\d*)\.(\d*)\\overline ?\{(\d{1,30})\}", repeating_decimal, text)
-    text = re.sub(r"(?<![\d.])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}", text)
-    if re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{4,} [a-zA-Z]{2,}", text):
-        raise ValueError("two numbers side by side, or words")
-    return read(tokenize(text))
+    text = re.sub(r",[ ,]*,", ",", re.sub(r"⟨? ?\b(?:and|or)\b ?⟩?", ",", text))
+    text = re.sub(r"(?<![\d.,])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}", text)
+    if not re.search(r"[(\[]|\\\{", text):  # thousands; but (1,234) is a point
+        grouped = r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])"
+        text = re.sub(grouped, lambda match: re.sub("[, ]", "", match[0]), text)
+    text = re.sub(r"(\d*)\.(\d*)(?:\\overline ?\{(\d{1,30})\}|\((\d{1,30})\))", repeating_decimal, text)
+    text = re.sub(r"(\d*)\.(\d*?)(\d{1,9}?)\3{2,} ?\.\.\.()", repeating_decimal, text)
+    if not (match := MATRIX.search(text)):
+        return read(text)
+    before, after = text[:match.start()].strip(" ({["), text[match.end():].strip(" )}]")
+    name, _, factor = before.rpartition("=")
+    if after or name and not is_name(name):
+        raise ValueError("more than a matrix")
+    factor = factor.strip(" ({[*")
+    rows = [row.split("&") for row in match[3].split("↵") if row.strip()]
+    rows = [tuple(read(f"({factor})({cell})" if factor else cell) for cell in row) for row in rows]
+    return ("determinant" if match[1] or match[2] in ("v", "V") else "matrix", *rows)
 
 
 def repeating_decimal(match):
-    whole, fixed, period = match.groups()
+    whole, fixed, *period = match.groups()
+    period = period[0] or period[1]
     difference = int(whole + fixed + period) - int(whole + fixed or 0)
     return f"({Fraction(difference, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
 
-def is_name(node):
-    """x, AB, f(x), (x, y), AB/CD: something that an answer may be called."""
-    if node[0] == "tuple":
-        return all(map(is_name, node[2:]))
-    numeric = (ast.Constant, ast.Add, ast.Sub, ast.USub)
-    return node[0] == "value" and not any(isinstance(part, numeric) for part in ast.walk(node[1]))
-
-
-def values_of(node):
-    """The values that 'x = 5' or 'AB = BC = 14' states; any other node states itself."""
-    if node[0] != "relation" or set(node[1]) != {"="} or is_name(node[-1]):
-        return [node]
-    return [part for part in node[2:] if not is_name(part)]
-
-
-def is_variable(node):
-    return node[0] == "value" and isinstance(node[1], ast.Name) and node[1].id.startswith("v_")
-
-
 def interval_of(node):
-    """'x > 3' and '0 <= x < 1' as intervals, other nodes as they are."""
-    if node[0] != "relation" or not (set(node[1]) <= {"<", "≤"} or set(node[1]) <= {">", "≥"}):
+    """'x > 3', '0 <= x < 1' and 'x != 3' as intervals, other nodes as they are."""
+    if node[0] != "relation" or not any(set(node[1]) <= signs for signs in ({"<", "≤"}, {">", "≥"}, {"≠"})):
         return node
     signs, parts = node[1], list(node[2:])
     if signs[0] in ">≥":
         signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
+    free = [part[0] == "value" and not exact(part[1]) and part[1][0] == "name" and bool(variables(part[1]))
+            for part in parts]
     if len(parts) == 2:
-        low, high = (read(tokenize(text)) for text in (r"-\infty", r"\infty"))
-        left = is_variable(parts[0])
-        signs, parts = (["<", *signs], [low, *parts]) if left else ([*signs, "<"], [*parts, high])
-    if len(parts) != 3 or not is_variable(parts[1]):
+        left = ["<", *signs], [MINUS_INFINITY, *parts], [False, *free]
+        signs, parts, free = left if free[0] else ([*signs, "<"], [*parts, INFINITY], [*free, False])
+    if len(parts) != 3 or free != [False, True, False] or any(
+            end[0] != "value" or variables(end[1]) for end in parts[::2]):
         return node
-    if any(end[0] != "value" or variables(end[1]) for end in parts[::2]):
-        return node
-    return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], parts[0], parts[2])
+    if "≠" in signs:
+        end = parts[2 if parts[0] is MINUS_INFINITY else 0]
+        return ("union", ("tuple", "()", MINUS_INFINITY, end), ("tuple", "()", end, INFINITY))
+    return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], *parts[::2])
 
 
 def proportional(a, b):
-    """Whether two relations of two sides say the same: at points chosen at random, the differences of their
-    sides are in a constant ratio, positive for inequalities."""
-    if any(side[0] != "value" for side in a[2:] + b[2:]):
-        return a[1] == b[1] and same(a[2], b[2]) and same(a[3], b[3])
-    sign, sign2 = a[1][0], b[1][0]
-    a, sign = (a[:1:-1], FLIP[sign]) if sign in ">≥" else (a[2:], sign)
-    b, sign2 = (b[:1:-1], FLIP[sign2]) if sign2 in ">≥" else (b[2:], sign2)
+    """Whether two relations say the same: side by side; or, with two sides and free variables, if the
+    differences of their sides are everywhere in a constant ratio, positive for inequalities."""
+    if len(a) == len(b) and a[1] == b[1] and all(map(same, a[2:], b[2:])):
+        return True
+    if len(a) != 4 or len(b) != 4 or any(side[0] != "value" for side in a[2:] + b[2:]):
+        return False
+    (sign, d), (sign2, d2) = (
+        (FLIP[x[1][0]], ("-", x[3][1], x[2][1])) if x[1][0] in ">≥" else (x[1][0], ("-", x[2][1], x[3][1]))
+        for x in (a, b))
     ratios = []
-    for point in range(4):
-        d, d2 = (to_mp(apply(operator.sub, *(compute(side[1], point) for side in x))) for x in (a, b))
-        if min(abs(d), abs(d2)) < mp().mpf(10) ** -30:
-            return False
-        ratios.append(d / d2)
-    constant = all(close(ratio, ratios[0]) for ratio in ratios)
-    return sign == sign2 and constant and (sign in "=≠" or mp().re(ratios[0]) > 0)
+
+    def test(x, y):
+        ratios.append(apply("/", x, y))
+        return close(ratios[-1], ratios[0]) and (sign in "=≠" or mp().re(to_mp(ratios[0])) > 0)
+    return sign == sign2 and bool(variables(d)) and variables(d) == variables(d2) and agree(d, d2, test)
+
+
+def as_alike(a, b):
+    """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
+    if a[0] == "set" and b[0] == "union" and a[1][0] == "relation":
+        return ("union", *map(interval_of, a[1:]))
+    names = [x[1] for x in a[1:] if x[0] == "named"] if a[0] == "set" else []
+    if b[0] == "tuple" and len(names) == len(a) - 1 > 0 and names == sorted({*names}):
+        return ("tuple", "()", *(x[2] for x in a[1:]))
+    return interval_of(a)
 
 
 def same(a, b):
     """Whether two nodes are equal."""
-    relations = [x for x in (a, b) if x[0] == "relation"]
-    if len(relations) == 2:
-        if len(a) == len(b) == 4 and proportional(a, b):
-            return True
-        names = [{part[1].id for part in x[2:] if is_variable(part)} for x in (a, b)]
-        if all(names) and not names[0] & names[1]:
-            return False  # x = 5 is not y = 5
-    a, b = (("union", *map(interval_of, x[1:])) if x[0] == "set" and y[0] == "union" and x[1][0] == "relation"
-            else interval_of(x) for x, y in ((a, b), (b, a)))
-    values, values2 = values_of(a), values_of(b)
-    if (values, values2) != ([a], [b]):
-        return all(x[0] != "relation" and same(x, y) for x in values for y in values2)
-    if a[0] != b[0]:
+    if "named" in (a[0], b[0]):
+        return same_named(a, b)
+    if a[0] == b[0] == "relation" and proportional(a, b):
+        return True
+    a, b = as_alike(a, b), as_alike(b, a)
+    if a[0] != b[0] or len(a) != len(b) or a[0] == "relation":
         return False
     if a[0] == "value":
-        points = range(3 if variables(a[1]) | variables(b[1]) else 1)
-        return all(close(compute(a[1], point), compute(b[1], point)) for point in points)
+        return same_value(a, b)
     if a[0] in ("set", "union"):  # in any order
         left = list(b[1:])
         for x in a[1:]:
@@ -530,80 +722,71 @@ def same(a, b):
             if match is None:
                 return False
             del left[match]
-        return not left
-    return len(a) == len(b) and all(
-        same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
+        return True
+    if a[0] in ("matrix", "determinant"):
+        return all(len(x) == len(y) and all(map(same, x, y)) for x, y in zip(a[1:], b[1:]))
+    return all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
 
-def plain_words(text):
-    return re.sub(r"[⟨⟩\s]+", " ", text).strip().casefold()
+def same_value(a, b):
+    """Units may be left out and not differ; 25% is 25 or 0.25."""
+    units = {a[2], b[2]} - {""}
+    if len(units) > 1 and not ("degree" in units and all(unit.startswith("degree") for unit in units)):
+        return False
+    percent = Fraction(100) ** ((b[2] == "percent") - (a[2] == "percent"))
+    return any(agree(a[1] if scale == 1 else ("*", a[1], scale), b[1]) for scale in {Fraction(1), percent})
+
+
+def same_named(a, b):
+    """x = 5 is 5, and y = 2x + 1 is 2x - y + 1 = 0; but x = 5 is not y = 5, nor f(2) = 5 f(3) = 5."""
+    if a[0] != b[0]:
+        named, other = (a, b) if a[0] == "named" else (b, a)
+        if other[0] == "relation":
+            return bool(named[3]) and proportional(named[3], other)
+        return same(named[2], other)
+    if a[3] and b[3] and proportional(a[3], b[3]):
+        return True
+    marks, marks2 = (re.findall(r"[\d+-]", x[1]) for x in (a, b))
+    letters = all(re.fullmatch(r"[a-zA-Z]|\\[a-z]+", x[1]) for x in (a, b))
+    unlike = a[1] != b[1] and (letters or marks and marks2 and marks != marks2)
+    return not unlike and same(a[2], b[2])
+
+
+def squashed(text):
+    """An answer as plain text, for what is no mathematics or beyond the reader: spaces, case of words and
+    braces around one character mean nothing."""
+    words = not re.search(r"[\\\d^_=+]", text)
+    text = re.sub(r"\{(\\?\w|\d+)\}", r"\1", re.sub(r"[⟨⟩]", " ", text))
+    return re.sub(r"\s+", " ", text).strip().casefold() if words else re.sub(r"(?<!\d) +| +(?!\d)", "", text)
 
 
 def equal_answers(answer, gold):
     """Whether two final answers, as written, are the same."""
     answer, gold = clean(answer), clean(gold)
-    if not re.search(r"\w", answer) or not gold:
+    if not re.search(r"\w|∅|∞", answer) or not gold:
         return False
     if answer == gold:
         return True
     if choice := re.fullmatch(r"⟨? ?\(?([A-Z])[).]? ?⟩?", gold):
         return bool(re.fullmatch(r"[⟨({ ]*" + choice[1] + r"[)}.:⟩ ]*", answer))
-    if re.fullmatch(r"[⟨⟩a-zA-Z -]+", answer + gold) and re.search(r"⟨|[a-zA-Z]{4}", gold):  # words
-        return plain_words(answer) == plain_words(gold)
-    (value, unit, factor), (value2, unit2, factor2) = split_unit(answer), split_unit(gold)
-    if unit and unit2 and unit != unit2:
-        return False
     try:
-        a, b = parse(value), parse(value2)
-        percent = {"percent": Fraction(1, 100)}
-        # 25% is 25 or 0.25
-        scales = {Fraction(factor, factor2), percent.get(unit, 1) / percent.get(unit2, 1)}
-        if scales == {1}:
-            return same(a, b)
-        return a[0] == b[0] == "value" and not variables(a[1]) | variables(b[1]) and any(
-            close(apply(operator.mul, compute(a[1]), Fraction(scale)), compute(b[1])) for scale in scales)
-    except (ValueError, ArithmeticError, SyntaxError, RecursionError, MemoryError, LookupError, TypeError):
-        return len(gold) > 1 and plain_words(answer) == plain_words(gold)  # no mathematics: compare as words
+        if len({bool(re.search(r", |;|\b(?:and|or)\b", x)) for x in (answer, gold)}) > 1:
+            answer, gold = answer.replace(",", ", "), gold.replace(",", ", ")  # 40,150 beside 40, 150
+        rounded = [x.rpartition("≈")[2] for x in (answer, gold) if "≈" in x]
+        return same(parse(answer), parse(gold)) and (len(rounded) < 2 or same(*map(parse, rounded)))
+    except (ValueError, ArithmeticError, RecursionError, MemoryError, LookupError, TypeError, AttributeError):
+        return len(gold) > 1 and squashed(answer) == squashed(gold)
 
 
 def math_reward(response, gold):
-    """1.0 if the final answer of `response` equals the gold answer, which may be LaTeX or plain text."""
+    """1.0 if the final answer of `response` equals the gold answer, LaTeX or plain text, or one of a list of
+    them."""
+    if isinstance(gold, (list, tuple)):
+        return max((math_reward(response, one) for one in gold), default=0.0)
     try:
         gold, answer = str(gold), final_answer(str(response))
         return float(bool(answer) and len(answer) <= 2000 and equal_answers(answer, last_boxed(gold) or gold))
     except (ValueError, ArithmeticError, RecursionError):
-        return 0.0
-
-
-# -------------------------------------------------------------------------------------------------- countdown
-
-def countdown_reward(response, numbers, target):
-    """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
-    exactly once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the
-    response must be the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of
-    earlier results."""
-    try:
-        response, left = str(response), list(map(int, numbers))
-        if "<answer>" in response:
-            inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
-            expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside.strip().strip("$").strip())
-            tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+"  # a first minus is none
-            if not closed or len(expression) > 500 or re.search(tricks, expression):
-                return 0.0
-            if not re.fullmatch(r"[0-9+\-*/() ]+", expression):
-                return 0.0
-            tree = ast.parse(expression, mode="eval").body
-            used = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-            return float(sorted(used) == sorted(left) and compute(tree) == target)
-        for step in response.strip().split(","):
-            a, op, b, result = re.fullmatch(r"(\d{1,9})([-+*/])(\d{1,9})=(\d{1,18})", step, re.ASCII).groups()
-            left.remove(int(a))
-            left.remove(int(b))
-            if OPERATORS[op](Fraction(a), Fraction(b)) != int(result):
-                return 0.0
-            left.append(int(result))
-        return float(left == [target])
-    except (ValueError, ArithmeticError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError):
         return 0.0
 
 
@@ -613,10 +796,11 @@ def countdown_reward(response, numbers, target):
 # which holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does
 # its result: what comes back is plain data, judged by real builtins where the policy's code never runs.
 
-TIME_LIMIT, MEMORY, FILE_SIZE, MESSAGE = 6, 2**30, 2**24, 2**23  # seconds, bytes, bytes, bytes
+TIME_LIMIT, ALL_CASES, MEMORY, FILE_SIZE, MESSAGE = 6, 60, 2**30, 2**24, 2**23  # seconds (2), bytes (3)
 OPEN_FILES, PROCESSES = 64, 64
 UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
 SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
+LIBRARY = "math collections itertools functools copy operator statistics heapq bisect".split()
 
 
 def python(function):
@@ -638,6 +822,8 @@ def encode(x, handles):
         return ["complex" if isinstance(x, complex) else "float", [float.hex(x.real), float.hex(x.imag)]]
     if isinstance(x, (bytes, bytearray)):
         return ["bytes", bytes(x).hex()]
+    if isinstance(x, (Fraction, Decimal)):
+        return ["Fraction" if isinstance(x, Fraction) else "Decimal", str(x)]
     for name, kind in SEQUENCES.items():
         if isinstance(x, kind):
             return [name, [encode(item, handles) for item in kind.__iter__(x)]]
@@ -661,9 +847,8 @@ def decode(message, resolve):
         return {decode(key, resolve): decode(value, resolve) for key, value in x}
     if kind in ("float", "complex"):
         return float.fromhex(x[0]) if kind == "float" else complex(*map(float.fromhex, x))
-    if kind == "int":
-        return int(x, 16)
-    return {"plain": lambda value: value, "bytes": bytes.fromhex, "handle": resolve}[kind](x)
+    return {"plain": lambda value: value, "int": lambda value: int(value, 16), "bytes": bytes.fromhex,
+            "Fraction": Fraction, "Decimal": Decimal, "handle": resolve}[kind](x)
 
 
 class Remote:
@@ -700,8 +885,11 @@ def serve():
     for number in (0, 1, 2):  # what the code reads and prints is nobody's business
         os.dup2(os.open(os.devnull, os.O_RDWR), number)
     limit_this_process()
-    namespace, handles = {"__name__": "solution"}, []
-    operations = {"exec": lambda code: exec(code, namespace) or [name for name in namespace],
+    import typing  # as on the sites where such problems come from
+    given = {name: getattr(typing, name) for name in typing.__all__}
+    namespace, handles = {"__name__": "solution", **given}, []
+    operations = {"exec": lambda code: exec(code, namespace) or [
+                      name for name in namespace if namespace[name] is not given.get(name, given)],
                   "name": namespace.__getitem__, "call": lambda f, *a, **k: f(*a, **k), "getattr": getattr,
                   "iter": iter, "next": next, "len": len, "str": str, "getitem": operator.getitem}
     for line in source:
@@ -755,6 +943,25 @@ def grade():
     print(verdict, file=sys.__stdout__, flush=True)
 
 
+def judges_of(nodes, defined):
+    """{name: object} of the builtins, modules and library functions that judge a solution in tests: they are
+    the real ones, whatever the solution calls so. A module is one wherever it is looked into; a function
+    where another name of the solution is in its arguments, as in isclose(half(3), 1.5): gcd(4, 6) alone is
+    what is tested."""
+    owners = [node.value for node in nodes if isinstance(node, ast.Attribute)]
+    judges, owners = {}, {node.id for node in owners if isinstance(node, ast.Name)}
+    for name in owners & defined & {*sys.stdlib_module_names, "np"}:
+        judges[name] = importlib.import_module("numpy" if name == "np" else name)
+    library = {name: getattr(module, name) for module in map(importlib.import_module, LIBRARY)
+               for name in vars(module) if not name.startswith("_")} | vars(builtins)
+    for call in nodes:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in library:
+            inside = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)} - {call.func.id}
+            if inside & defined - judges.keys():
+                judges[call.func.id] = library[call.func.id]
+    return judges
+
+
 def grade_tests(task, start):
     """Raise unless every test passes. The names that the tests use come from the solution process."""
     process = start(python("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -772,16 +979,10 @@ def grade_tests(task, start):
     defined = set(ask("exec", task["code"]))
     nodes = [node for test in task["tests"] for node in ast.walk(ast.parse(test))]
     used = {node.id for node in nodes if isinstance(node, ast.Name)} & defined
-    # A solution may have a builtin's name. It may not stand in for the builtins and modules that judge it.
-    owners = [node.value for node in nodes if isinstance(node, ast.Attribute)]
-    modules = {node.id for node in owners if isinstance(node, ast.Name)} & used & sys.stdlib_module_names
-    own = {name for name in used - modules if not hasattr(builtins, name)}
-    for node in nodes:
-        if not own and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if any(isinstance(n, ast.Name) and n.id in used - {node.func.id} for n in ast.walk(node)):
-                used = used - {node.func.id}
-    namespace = {name: ask("name", name) for name in own or used - modules}
-    namespace |= {name: __import__(name) for name in modules}
+    judges = judges_of(nodes, used)
+    own = {name for name in used - judges.keys() if not hasattr(builtins, name)}
+    # A solution may have a builtin's name where it is all that is tested.
+    namespace = {name: ask("name", name) for name in own or used - judges.keys()} | judges
     for test in task["tests"]:
         exec(test, namespace)  # the data set's own code
 
@@ -790,20 +991,23 @@ def grade_output(task, start):
     """Raise unless the program prints the expected output for every input; spaces at line ends do not
     count."""
     def lines(text):
+        text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
         return [line.rstrip() for line in text.rstrip().splitlines()]
+    end = time.monotonic() + ALL_CASES
     with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf8") as program:
         program.write(task["code"])
         program.flush()
         for given, expected in zip(task["inputs"], task["outputs"], strict=True):
+            signal.setitimer(signal.ITIMER_REAL, max(0.01, min(TIME_LIMIT, end - time.monotonic())), 1)
             with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-                stdin.write(str(given).encode())
+                stdin.write(("\n".join(lines(given)) if isinstance(given, list) else str(given)).encode())
                 stdin.seek(0)
                 process = start([sys.executable, "-I", program.name], stdin=stdin, stdout=stdout,
                                 preexec_fn=limit_this_process)
                 if process.wait() != 0:
                     raise ValueError("exit status")
                 stdout.seek(0)
-                if lines(stdout.read().decode()) != lines(str(expected)):
+                if lines(stdout.read().decode()) != lines(expected):
                     raise ValueError("wrong output")
 
 
@@ -819,28 +1023,57 @@ def sandbox():
 
 
 def code_block(response):
-    """-> language and content of the last fenced block; empty strings if there is none or it never ends."""
-    parts = response.split("```")
-    language, _, code = parts[-2].partition("\n") if len(parts) % 2 and len(parts) > 2 else ("", "", "")
-    return language.strip().lower(), code
+    """-> language and content of the last fenced block; empty strings if there is none or it never ends. A
+    fence closes only on a line of its own, not deeper than it was opened: ``` in a docstring or comment is
+    text."""
+    language = code = fence = ""
+    for line in response.splitlines():
+        mark = re.match(r"([ \t]*)(`{3,}|~{3,})\s*([^`]*?)\s*$", line)
+        if not fence and mark:
+            indent, fence, language = len(mark[1]), mark[2], re.match(r"[{.]*(\w*)", mark[3])[1].lower()
+            content = []
+        elif fence and mark and not mark[3] and mark[2].startswith(fence) and len(mark[1]) < indent + 4:
+            code, fence = textwrap.dedent("\n".join(content)), ""
+        elif fence:
+            content.append(line)
+    return ("", "") if fence else (language, code)
 
 
-def code_reward(response, tests=None, inputs=None, outputs=None):
+def code_reward(response, tests=None, inputs=None, outputs=None, fn_name=None):
     """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
-    `outputs`, one for each of `inputs`. The one exception among the rewards: RuntimeError where there is no
-    Linux."""
+    `outputs`, one for each of `inputs`; with fn_name each of the inputs is a list of arguments of that
+    function, perhaps of a class Solution, or JSON of them, a value a line, and the outputs are what it
+    returns. The one exception among the rewards: RuntimeError where there is no Linux."""
     prefix, (language, code) = sandbox(), code_block(str(response))
-    if language not in ("", "py", "python", "python3") or not code.strip() or not (tests or inputs):
+    if fn_name and inputs:
+        function = f"Solution().{fn_name}" if re.search(r"^class Solution\b", code, re.M) else fn_name
+        tests = []
+        for given, expected in zip(inputs, outputs):
+            given = [*map(json.loads, given.splitlines())] if isinstance(given, str) else given
+            expected = json.loads(expected) if isinstance(expected, str) else expected
+            right = [expected] + (expected if isinstance(expected, list) and len(expected) == 1 else [])
+            tests.append(f"import json\nassert json.loads(json.dumps({function}(*{given!r}))) in {right!r}")
+    if language not in ("", "py", "python", "python3") or not code.strip() or not (
+            any(map(is_test, tests or [])) or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
     grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL)
     try:
-        verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=2 * TIME_LIMIT + 10)
+        verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
     except subprocess.TimeoutExpired:
         grader.kill()
         verdict, _ = grader.communicate()
     return float(verdict == b"PASS\n")
+
+
+def is_test(text):
+    """Whether a text is Python with an assert or a call in it: something that can fail, and no plain
+    answer."""
+    try:
+        return any(isinstance(node, (ast.Assert, ast.Call)) for node in ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 REWARDS = {
@@ -850,33 +1083,32 @@ REWARDS = {
 }
 
 
-def verify_batch(reward, responses, answers, patience=300):
-    """-> the rewards of many responses, in order, and {index: exception} of those on which `reward` raised:
-    nan. Threads are enough: code runs in processes of its own, all cores at once, so that a slow response
-    delays only itself. TimeoutError when no verdict comes for `patience` seconds."""
-    rewards, errors, verdicts = [math.nan] * len(responses), {}, []
-    jobs = iter(range(len(responses)))
+def verify_batch(reward, cases, patience=300):
+    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
+    order, and {index: exception} where there is none: nan. Threads are enough: code runs in processes of its
+    own, all cores at once. TimeoutError when no verdict comes for `patience` seconds."""
+    verdicts, done, jobs = [None] * len(cases), queue.SimpleQueue(), iter(range(len(cases)))
 
     def work():
         for i in jobs:  # the threads share it: each takes the next
-            rewards[i] = None
             try:
-                rewards[i] = float(reward(responses[i], answers[i]))
+                verdicts[i] = float(reward(*cases[i]))
+                if not math.isfinite(verdicts[i]):
+                    verdicts[i] = ValueError(f"the reward is {verdicts[i]}, no finite number")
             except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
-                rewards[i], errors[i] = math.nan, error
-            verdicts.append(i)
+                verdicts[i] = error
+            done.put(i)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(os.cpu_count() or 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            before = len(verdicts)
-            thread.join(patience)
-            if thread.is_alive() and len(verdicts) == before:
-                text = str(responses[rewards.index(None)])
-                raise TimeoutError(f"no verdict for {patience} seconds on the response {text[:200]!r}")
-    return rewards, errors
+    for _ in range(os.cpu_count() or 1):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in cases:
+            done.get(timeout=patience)
+    except queue.Empty:
+        text = next(str(case[0]) for case, verdict in zip(cases, verdicts) if verdict is None)
+        raise TimeoutError(f"no verdict for {patience} seconds on the response {text[:200]!r}") from None
+    errors = {i: verdict for i, verdict in enumerate(verdicts) if isinstance(verdict, BaseException)}
+    return [math.nan if i in errors else verdict for i, verdict in enumerate(verdicts)], errors
 
 
 def extract(kind, response):
