@@ -966,6 +966,7 @@ x^2-4 | (x-2)^2
 x=5 | y=5
 x+y=3 | 2x+2y=3
 x>3 | x\ge 3
+x>3 | y>3
 (1,2) | [1,2]
 (1,2) | 2,1
 (1,4)\cup(4,9) | (1,9)
@@ -1339,15 +1340,6 @@ def test_programs_by_their_output():
         assert verify.code_reward(fenced(code), **SUM_IO) == verdict, code
     lines = "n = int(input())\nprint(sum(map(int, input().split())))"
     assert verify.code_reward(fenced(lines), inputs=[["2", "3 4"]], outputs=["7"]) == 1.0
-
-
-@linux
-def test_a_function_by_name_and_its_arguments():
-    """As APPS and LiveCodeBench have them: lists, JSON text, a value a line, the result in a list or not."""
-    add, method = "def add(a, b):\n    return [a, b]", "class Solution:\n    def add(self, a, b):\n        return (a, b)"
-    for code, given, expected, verdict in ((add, [1, 2], [1, 2], 1), (add, "1\n2", "[1, 2]", 1), (method, [3, 4], [3, 4], 1),
-                                           (add, [1, 2], [[1, 2]], 1), (add, [1, 2], [2, 1], 0)):
-        assert verify.code_reward(fenced(code), inputs=[given], outputs=[expected], fn_name="add") == verdict
 
 
 @linux
