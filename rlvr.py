@@ -527,6 +527,9 @@ def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, st
     total = Counter({"ratio_gap": max(part.pop("ratio_gap", 0.0) for part in parts)})
     for part in parts:
         total.update(part)  # and not +, which drops what is negative
+    if (off := total["off"] / max(1, total["first"])) > 0.05:
+        fail(f"step {state['step']}: before the first update the ratio was off 1 by {off:.2f} on average: is "
+             "scoring random (dropout)?")
     return total, statistics.fmean(norms)
 
 
@@ -1189,8 +1192,9 @@ def open_run(c):
 
 def read_state(folder):
     """What a checkpoint keeps beside the weights."""
-    with explained(f"{folder}: damaged; delete it to continue from the checkpoint before it"):
-        return torch.load(folder / "trainer.pt", weights_only=True, map_location="cpu")
+    with explained(f"{folder}: damaged, or of an older version; delete it to continue from the one before"):
+        state = torch.load(folder / "trainer.pt", weights_only=True, map_location="cpu")
+        return state | {"sizes": state["sizes"]}  # where the logs ended then
 
 
 def start_run(c, policy, problems, held_out, reward):

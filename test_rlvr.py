@@ -1821,6 +1821,28 @@ def test_sampler_and_trainer_that_disagree_stop_the_run(short, tmp_path, monkeyp
     assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", short)
 
 
+def test_scoring_that_is_random_stops_the_run(short, tmp_path, monkeypatch):
+    score = rlvr.score
+
+    def noisy(*args):
+        logp, *others = score(*args)
+        return logp + 0.5 * torch.is_grad_enabled(), *others
+
+    monkeypatch.setattr(rlvr, "score", noisy)
+    assert "the ratio was off 1" in message_of("--output_dir", tmp_path / "run", short)
+
+
+def test_damaged_runs_end_in_one_line(short, tmp_path):
+    out = tmp_path / "run"
+    go(out, short, "--eval_prompts 0")
+    (out / "summary.json").unlink()
+    checkpoint = out / "checkpoint-000004" / "trainer.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:999])
+    assert "checkpoint-000004: damaged" in message_of("--resume", out)
+    (out / "config.json").write_text("{")
+    assert "config.json: damaged" in message_of("--resume", out)
+
+
 def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
     def no_linux():
         raise RuntimeError("Linux only")
