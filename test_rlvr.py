@@ -472,7 +472,8 @@ def test_greedy_equals_generate(policy):
 
 
 def test_rollout_agrees_with_score_and_chunks(policy):
-    c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9)
+    c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9, micro_batch_tokens=20)
+    policy = replace(policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
     problems = [rlvr.Problem("", ids, None, "math") for ids in PROMPTS]
     whole = rlvr.rollout(policy, problems, 4, c, 0, "test")
     c.sample_rows = 4
@@ -483,6 +484,8 @@ def test_rollout_agrees_with_score_and_chunks(policy):
         logp, entropy, _ = rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)
     assert torch.allclose(logp, whole.logp * whole.mask, atol=1e-4)
     assert torch.allclose(entropy, whole.entropy * whole.mask, atol=1e-4)
+    grids = rlvr.score_all(policy, whole, range(12), c)  # in micro-batches, nothing outside the responses
+    assert torch.allclose(grids, torch.stack([logp, entropy]), atol=1e-4)
 
 
 def test_samples_follow_the_distribution(policy):
@@ -1355,7 +1358,7 @@ def test_many_cases_have_a_limit_each(monkeypatch):
 
 
 FENCES = [("```\n{}\n```", 1), ("```python title=\"a.py\"\n{}\n```", 1), ("```{.python .numbers}\n{}\n```", 1),
-          ("````python\n{}\n````", 1), ("~~~python\n{}\n~~~", 1), ("```Python3\n{}\n```", 1), ("```py\r\n{}\r\n```", 1),
+          ("````python\n{}\nx = '''\n```\n'''\n````", 1), ("~~~python\n{}\n~~~", 1), ("```Python3\n{}\n```", 1), ("```py\r\n{}\r\n```", 1),
           ("<think>\n```python\nx\n```\n</think>\n```python\n{}\n```", 1), ("```python\n{}\n    # use ``` carefully\n```", 1),
           ("```python\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{}\n```", 1),
           ("{}", 0), ("```python\n{}", 0), ("```rust\n{}\n```", 0), ("```python\n```", 0), ("", 0)]
