@@ -1,44 +1,29 @@
 """RLVR with Positive-Advantage Reweighting, in one readable file.
 
 Reinforcement learning with verifiable rewards (RLVR): sample several responses to a prompt, let a program
-verify each one (right 1, wrong 0), and make the right ones more likely. Accuracy rises, and the policy's
-entropy collapses on the way: its answers get less varied and over-confident. "Revisiting Entropy in
-Reinforcement Learning for Large Reasoning Models" (arXiv 2511.05993) finds that tokens with a positive
-advantage drive the collapse. So their loss gets a weight, lambda, and lambda steers the entropy.
+verify each one, right 1, wrong 0, and make the right ones more likely. Accuracy rises, and the entropy of the
+policy collapses: its answers get alike. "Revisiting Entropy in Reinforcement Learning for Large Reasoning
+Models" (arXiv 2511.05993) finds that tokens with a positive advantage drive the collapse. So their loss gets
+a weight, lambda, and lambda steers the entropy.
 
     python rlvr.py                                          # a demo on a laptop CPU, no network needed
     python rlvr.py --preset grpo                            # the same without the method
     python rlvr.py --model Qwen/Qwen2.5-0.5B-Instruct --dataset openai/gsm8k    # a real model on one GPU
     torchrun --nproc_per_node 8 rlvr.py --model ...         # the same run, its work shared by eight
-    python rlvr.py --report 'runs/*'                        # compare runs
-    python rlvr.py --help                                   # every knob
+    python rlvr.py --report 'runs/*'                        # compare runs; --help lists every knob
 
-Read parts 1 to 8 in this order: they are the whole method. What a run needs around it comes after the ruler:
-command line, problems, policy, evaluation, the folder of a run, report. Read that when you need it.
+Read parts 1 to 8 in this order: they are the whole method. What a run needs around it comes after the ruler.
 
 Where this differs from the paper: the standard deviation of a group is the sample one (as in TRL and verl);
 a response that the length limit cut off gets reward 0; dropout is off, so that sampler and trainer are the
 same distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
 
 Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, N tokens
-of all rows in one flat list, V vocabulary, D hidden size; U different prompts, b rows of a micro-batch. """
-import glob
-import inspect
-import json
-import math
-import os
-import random
-import re
-import runpy
-import shutil
-import signal
-import statistics
-import sys
-import time
-import warnings
+of all rows in one list, V vocabulary, D hidden size; U different prompts, b rows of a micro-batch. """
+import glob, inspect, json, math, os, random, re, runpy, shutil, signal, statistics, sys, time, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -57,24 +42,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, HfAr
 
 import verify
 
-# ------------------------------------------------------------------------------------- 1. knobs and presets
+# -------------------------------------- 1. knobs and presets
 
 PRESETS = {  # every configuration that the paper compares, as changes to the defaults
     "grpo": {},
-    "clip_higher": dict(eps_high=0.28),
-    "clip_lower": dict(eps_low=0.28),
-    "clip_tighter": dict(eps_low=0.12),
-    "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
-    "adv_nonneg": dict(neg_weight=0.0),
-    "adv_nonpos": dict(pos_weight=0.0),
-    "rand_pos_clip": dict(pos_drop=0.1),
-    "pos_adv_stage": dict(pos_schedule="stage"),
-    "pos_adv_epoch": dict(pos_schedule="epoch"),
-    "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0),
-    "ada_ent_reg": dict(bonus_delta=0.005),
-    "clip_cov": dict(cov_share=0.0002),
-    "kl_cov": dict(cov_share=0.002, cov_penalty=1.0),
-    "entropy_adv": dict(entropy_adv=0.4),
+    "clip_higher": dict(eps_high=0.28), "clip_lower": dict(eps_low=0.28),
+    "clip_tighter": dict(eps_low=0.12), "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
+    "adv_nonneg": dict(neg_weight=0.0), "adv_nonpos": dict(pos_weight=0.0),
+    "pos_adv_stage": dict(pos_schedule="stage"), "pos_adv_epoch": dict(pos_schedule="epoch"),
+    "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0), "ada_ent_reg": dict(bonus_delta=0.005),
+    "clip_cov": dict(cov_share=0.0002), "kl_cov": dict(cov_share=0.002, cov_penalty=1.0),
+    "entropy_adv": dict(entropy_adv=0.4), "rand_pos_clip": dict(pos_drop=0.1),
 }
 # What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
 DEMO = dict(steps=90, prompts_per_step=32, group_size=8, updates_per_batch=2, reuse=4, eps_low=0.05,
@@ -85,11 +63,9 @@ DEMO_PRESETS = {"clip_higher": dict(eps_high=0.07), "clip_lower": dict(eps_low=0
                 "clip_tighter": dict(eps_low=0.03), "clip_cov": dict(cov_share=0.01),
                 "kl_cov": dict(cov_share=0.01), "pos_adv_epoch": dict(num_prompts=720)}  # it needs epochs
 
-
 def knob(default, help, low=None, high=math.inf):
     allowed = None if low is None else f"{low:g}..{high:g}"  # --help shows it; check_config() holds to it
     return field(default=default, metadata={"help": help, "metavar": allowed})
-
 
 @dataclass
 class Config:
@@ -97,14 +73,13 @@ class Config:
     model: str = knob("demo", "'demo', a Hugging Face id, or a folder with a causal language model")
     dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a data file")
     subset: str | None = knob(None, "configuration of the data set ('main', where there is one)")
-    split: str = knob("train", "split of the data set; the held-out prompts are taken from it too")
+    split: str = knob("train", "split of the data set, of the held-out prompts too")
     num_prompts: int | None = knob(None, "train on at most this many distinct prompts (all)", 1)
     prompt_column: str | None = knob(None, "column of the question: text or chat messages (found by name)")
     answer_column: str | None = knob(None, "column of the answer or the tests (found by name)")
     reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function(response, answer)")
-    preset: str = knob("pos_adv_entropy", f"one of {', '.join(PRESETS)}; explicit flags win")
+    preset: Literal[tuple(PRESETS)] = knob("pos_adv_entropy", "a configuration; explicit flags win")
     output_dir: str | None = knob(None, "folder of the run (runs/<preset>-<changed flags>-seed<seed>)")
-    overwrite: bool = knob(False, "delete the run that is in --output_dir")
     resume: str | None = knob(None, "folder of a run to continue, with its config, from its last checkpoint")
     seed: int = knob(0, "seeds the order of the prompts and the sampling")
 
@@ -129,7 +104,6 @@ class Config:
     cov_penalty: float = knob(0.0, "KL penalty that keeps those tokens instead (its coefficient)", 0)
     lr: float = knob(1e-6, "learning rate of AdamW after warm-up", 1e-15)
     warmup_steps: int = knob(5, "steps of linear warm-up", 0)
-    weight_decay: float = knob(0.0, "weight decay of AdamW", 0)
     max_grad_norm: float = knob(1.0, "gradient clipping", 1e-15)
 
     temperature: float = knob(1.0, "sampling temperature; log-probabilities and entropies use it too", 1e-6)
@@ -144,24 +118,20 @@ class Config:
     save_every: int = knob(50, "steps between checkpoints", 1)
     keep: int = knob(1, "checkpoints to keep", 1)
     log_samples: int = knob(8, "rollouts per step to write to samples.jsonl", 0)
-    trust_remote_code: bool = knob(False, "run Python code that comes with the model")
     show: str | None = knob(None, "train nothing: print rollouts of the run in this folder")
     step: int | None = knob(None, "the step to show (the last)", 0)
     report: list[str] | None = knob(None, "train nothing: compare the finished runs in these folders")
 
-
-# ------------------------------------------------------------------- 2. advantages, weighted loss, schedules
+# ------------------- 2. advantages, weighted loss, schedules
 
 def advantages(rewards, kind="std"):
-    """rewards (prompts, G) -> advantages of the same shape: A = (R - mean) / std within each group (GRPO), or
-    R - mean for kind "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards gets exactly 0, and so
-    does one with a nan."""
+    """rewards (prompts, G) -> advantages, alike: A = (R - mean) / std within each group (GRPO), or R - mean
+    for "mean" (Dr. GRPO, arXiv 2503.20783). A group with equal rewards, or with a nan, gets exactly 0."""
     centred = rewards - rewards.mean(-1, keepdim=True)
     if kind == "std":
         centred = centred / rewards.std(-1, keepdim=True).clamp(min=1e-8)
     equal = (rewards == rewards[:, :1]).all(-1, keepdim=True)  # whose mean may be off by a rounding
     return centred.masked_fill(equal | rewards.isnan().any(-1, keepdim=True), 0.0)
-
 
 def policy_loss(logp, old_logp, advantage, mask, normalizer, c, pos_weight, push):
     """The sign-weighted, token-level clipped objective (arXiv 2511.05993), negated:
@@ -170,11 +140,11 @@ def policy_loss(logp, old_logp, advantage, mask, normalizer, c, pos_weight, push
 
     with r = exp(logp - old_logp) and w = pos_weight (lambda) where A > 0, else c.neg_weight. logp, old_logp,
     mask and push (see logp_entropy) are (b, T), advantage is (b,), (b, 1) or (b, T). `normalizer` counts the
-    response tokens of the whole update, of which these rows may be a part: micro-batches and processes add up
-    to one loss. -> the loss and, for the tokens of each sign, sums: how many, clipped, their ratio, and dH,
-    the first-order change of the entropy that this update makes for a learning rate of 1."""
-    A = advantage.view(len(advantage), -1)                                          # (b, 1) or (b, T)
-    ratio = (logp - old_logp).exp()                                                 # (b, T)
+    response tokens of the whole update: micro-batches and processes add up to one loss. -> the loss and, for
+    the tokens of each sign, sums: how many, clipped, their ratio, and dH, the first-order change of the
+    entropy that this update makes for a learning rate of 1."""
+    A = advantage.view(len(advantage), -1)  # (b, 1) or (b, T)
+    ratio = (logp - old_logp).exp()  # (b, T)
     weight = torch.where(A > 0, pos_weight, c.neg_weight)
     objective = weight * torch.min(ratio * A, ratio.clamp(1 - c.eps_low, 1 + c.eps_high) * A)  # (b, T)
     loss = -objective[mask].sum() / normalizer
@@ -188,7 +158,6 @@ def policy_loss(logp, old_logp, advantage, mask, normalizer, c, pos_weight, push
         numbers = torch.stack(list(sums.values())).tolist()  # one wait for the GPU, not eight
     return loss, dict(zip(sums, numbers))
 
-
 def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
     """lambda for step `step` (from 0), by c.pos_schedule. The entropy schedule starts at c.pos_weight and
     moves from `previous` by the `entropy` of the batch before; `epoch` counts from 1 to `epochs`."""
@@ -200,11 +169,9 @@ def next_pos_weight(c, step, previous=None, entropy=None, epoch=1, epochs=2):
         return min(1.0, max(0.0, previous + (-c.pos_delta if entropy < c.target_entropy else c.pos_delta)))
     return c.pos_weight
 
-
 def variants(c, advantage, old_logp, entropy, mask, step):
     """What other methods that the paper compares change before the update, all (B, T) -> the advantages, the
-    mask of the tokens that have a gradient, and of those that get a KL penalty. With their knobs at 0,
-    advantage and mask come back."""
+    mask of the tokens that have a gradient, and of those that get a KL penalty."""
     penalized = torch.zeros_like(mask)
     if c.entropy_adv:  # arXiv 2506.14758: uncertain tokens count more; half of |A| at most, so no sign turns
         advantage = advantage + torch.min(c.entropy_adv * entropy, advantage.abs() / 2)
@@ -217,14 +184,12 @@ def variants(c, advantage, old_logp, entropy, mask, step):
         mask, penalized = (mask, highest) if c.cov_penalty else (mask & ~highest, penalized)
     return advantage, mask, penalized
 
-
-# --------------------------------------------------------------------------- 3. log-probability and entropy
+# ---------------------------- 3. log-probability and entropy
 
 def log_softmax_entropy(logits, temperature):
     """logits (n, V) -> log-probabilities (n, V) and entropy (n,) in nats, both fp32, at this temperature."""
     logp = (logits.float() / temperature).log_softmax(-1)
     return logp, -(logp.exp() * logp).sum(-1)
-
 
 def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
     """Hidden states (N, D), `targets` (N,) -> three (N,) tensors in fp32: log-probability of the target;
@@ -235,9 +200,9 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
 
     so push > 0 for the likely tokens and push < 0 for the rare ones; its mean over the policy is 0."""
     def chunk(hidden, targets):
-        logp, entropy = log_softmax_entropy(head(hidden), temperature)              # (n, V), (n,)
+        logp, entropy = log_softmax_entropy(head(hidden), temperature)  # (n, V), (n,)
         with torch.no_grad():
-            p = logp.exp()                                                          # (n, V)
+            p = logp.exp()  # (n, V)
             each = p * (logp + entropy[:, None])
             push = each.gather(-1, targets[:, None])[:, 0] - (p * each).sum(-1)
         return logp.gather(-1, targets[:, None])[:, 0], entropy, push
@@ -248,15 +213,13 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
     pieces = zip(hidden.split(size), targets.split(size))
     return tuple(map(torch.cat, zip(*(checkpoint(chunk, h, y, use_reentrant=False) for h, y in pieces))))
 
-
-# -------------------------------------------------------------------------------- 4. the cache, and scoring
+# --------------------------------- 4. the cache, and scoring
 #
 # One idea serves sampler and trainer: a prompt is read once into the library's KV cache, and its responses
 # continue from there, token by token when sampling, all at once and with gradient when scoring.
 
 # The name of the argument; in transformers before 5.24 it is the other one.
 CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
-
 
 def padded(rows, device, side="right"):
     """Lists of token ids -> ids (b, K), and which are real (b, K): by length, as the padding's id may be the
@@ -265,51 +228,47 @@ def padded(rows, device, side="right"):
     real = pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], True, False, side)
     return ids.to(device), real.to(device)
 
-
 def read(policy, ids, place, real, cache=None):
     """Read tokens (b, T) at their positions, behind what the cache holds -> hidden states (b, T, D).
     real (b, K): which columns, of the cache and then of these tokens, may be seen."""
     return policy.model.base_model(ids, position_ids=place, attention_mask=real, use_cache=cache is not None,
                                    **{CACHE: cache}).last_hidden_state
 
-
 def read_prompts(policy, prompts, cache):
-    """Read prompts, lists of token ids, into an empty cache. They are padded on the left: all end in the same
-    column, and columns keep step with positions, as sliding windows need. -> hidden state of each last token
-    (U, D), the position after it (U, 1), which columns are real (U, P)."""
+    """Read prompts, lists of token ids, into an empty cache. Padded on the left, all end in the same column,
+    and columns keep step with positions, as sliding windows need. -> hidden state of each last token (U, D),
+    the position after it (U, 1), which columns are real (U, P)."""
     ids, real = padded(prompts, policy.device, "left")
-    place = real.cumsum(-1) - 1                                                     # (U, P)
-    hidden = read(policy, ids, place.clamp(min=0), real, cache)                     # (U, P, D)
+    place = real.cumsum(-1) - 1  # (U, P)
+    hidden = read(policy, ids, place.clamp(min=0), real, cache)  # (U, P, D)
     return hidden[:, -1], place[:, -1:] + 1, real
-
 
 def score(policy, prompts, responses, temperature):
     """The trainer's view of responses, lists of token ids -> logp, entropy and push of logp_entropy(), each
     (b, T), 0 after the end of a response; T is the longest of these. The gradient flows through the keys and
     values of the prompts too, each of which is read once for all of its responses."""
     device, numbers = policy.device, {}
-    ids, mask = padded(responses, device)                                           # (b, T)
+    ids, mask = padded(responses, device)  # (b, T)
     with policy.autocast():
         if policy.model.is_gradient_checkpointing:  # it drops a cache, silently: read whole rows
             rows, real = padded([p + r for p, r in zip(prompts, responses)], device)
-            hidden = read(policy, rows, (real.cumsum(-1) - 1).clamp(min=0), real)   # (b, P + T, D)
+            hidden = read(policy, rows, (real.cumsum(-1) - 1).clamp(min=0), real)  # (b, P + T, D)
             hidden = torch.cat([row[len(p) - 1:len(p) + len(r) - 1]
                                 for row, p, r in zip(hidden, prompts, responses)])  # (N, D)
         else:
             cache = DynamicCache(config=policy.model.config)
             owner = [numbers.setdefault(tuple(p), len(numbers)) for p in prompts]
-            owner = torch.tensor(owner, device=device)                              # (b,) numbers of prompts
+            owner = torch.tensor(owner, device=device)  # (b,) numbers of prompts
             last, start, real = read_prompts(policy, [list(p) for p in numbers], cache)
-            hidden = last[owner][:, None]                                           # (b, 1, D)
+            hidden = last[owner][:, None]  # (b, 1, D)
             if ids.shape[1] > 1:                    # the last token predicts none: it is not read
                 cache.batch_select_indices(owner)
                 place = start[owner] + torch.arange(ids.shape[1] - 1, device=device)
                 more = read(policy, ids[:, :-1], place, torch.cat([real[owner], mask[:, :-1]], 1), cache)
-                hidden = torch.cat([hidden, more], 1)                               # (b, T, D)
-            hidden = hidden[mask]                                                   # (N, D)
+                hidden = torch.cat([hidden, more], 1)  # (b, T, D)
+            hidden = hidden[mask]  # (N, D)
         flat = logp_entropy(hidden, policy.model.get_output_embeddings(), ids[mask], temperature)
     return tuple(torch.zeros(mask.shape, device=device).masked_scatter(mask, x) for x in flat)
-
 
 def micro_batches(rows, prompts, responses, budget):
     """Split rows into micro-batches of at most `budget` tokens, a prompt counted once; alike lengths go
@@ -324,7 +283,6 @@ def micro_batches(rows, prompts, responses, budget):
         seen.add(prompts[row])
     return batches
 
-
 def score_rows(policy, rollouts, rows, c):
     """Score rows of a batch in micro-batches, those of this process: yields (rows, logp, entropy, push)."""
     prompts, responses = {i: tuple(rollouts.problems[i].ids) for i in rows}, rollouts.responses
@@ -332,17 +290,15 @@ def score_rows(policy, rollouts, rows, c):
         own = [list(prompts[i]) for i in part], [responses[i] for i in part]
         yield part, *score(policy, *own, c.temperature)
 
-
 @torch.no_grad()
 def score_all(policy, rollouts, rows, c):
     """Log-probability and entropy of these rows under the policy, two (B, T) grids, 0 elsewhere."""
-    grids = torch.zeros(2, *rollouts.mask.shape, device=policy.device)              # (2, B, T)
+    grids = torch.zeros(2, *rollouts.mask.shape, device=policy.device)  # (2, B, T)
     for part, logp, entropy, _ in score_rows(policy, rollouts, rows, c):
         grids[:, part, :logp.shape[1]] = torch.stack([logp, entropy])
     return all_sum(grids)
 
-
-# ---------------------------------------------------------------------------------------------- 5. sampling
+# ----------------------------------------------- 5. sampling
 
 @dataclass
 class Rollouts:
@@ -351,21 +307,19 @@ class Rollouts:
     responses: list        # B lists of token ids, stop token included: without it no policy learns to stop
     finished: list         # B bools: ended with a stop token, or cut off by the length limit
     texts: list            # B decoded responses
-    logp: torch.Tensor     # (B, T) log-probability of each token when it was drawn; 0 outside the mask
+    logp: torch.Tensor  # (B, T) log-probability of each token when it was drawn; 0 outside the mask
     entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
-    mask: torch.Tensor     # (B, T)
-
+    mask: torch.Tensor  # (B, T)
 
 class CacheLayer(transformers.StaticLayer):
     """Keys and values of a layer, in place. Autocast makes rotated keys fp32: twice what the cache needs."""
     def update(self, keys, values, *args, **kwargs):
         return super().update(keys.to(values.dtype), values, *args, **kwargs)
 
-
 def repeat(policy, function):
-    """Yield function(), again and again; on a GPU from the second time on as a CUDA graph, one launch in
-    place of the thousand that a model makes per token. A graph works on the very tensors that it was made
-    with, and reads no number of Python's."""
+    """Yield function() again and again, on a GPU from the second time on as a CUDA graph: one launch for the
+    thousand that a model makes per token. It works on the very tensors that it was made with, and reads no
+    number of Python's."""
     yield function()
     if policy.by_graph:
         graph = torch.cuda.CUDAGraph()
@@ -380,13 +334,11 @@ def repeat(policy, function):
     while True:
         yield function()
 
-
 @torch.no_grad()
 def sample(policy, prompts, uniforms, temperature):
-    """Decode G responses to each prompt, a list of token ids. uniforms: (B, T) numbers in [0, 1), B = G x
-    prompts, T the length limit. Token t of row b is a function of uniforms[b, t] and the distribution alone:
-    batching changes nothing. -> tokens (B, T), lengths (B,) with the stop token, finished (B,), logp (B, T),
-    entropy (B, T)."""
+    """Decode G responses to each prompt, a list of token ids. uniforms: (B, T) in [0, 1), B = G x prompts, T
+    the length limit. Token t of row b depends on uniforms[b, t] and the distribution alone: batching changes
+    nothing. -> tokens (B, T), lengths (B,) with the stop token, finished (B,), logp and entropy (B, T)."""
     (B, T), head, device = uniforms.shape, policy.model.get_output_embeddings(), policy.device
     uniforms, stop = uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
     logp, entropy = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
@@ -403,12 +355,12 @@ def sample(policy, prompts, uniforms, temperature):
         size, depth = max(map(len, prompts)) + T, policy.model.config.num_hidden_layers
         cache = transformers.Cache(layers=[CacheLayer(size) for _ in range(depth)])
         hidden, place, real = read_prompts(policy, prompts, cache)
-        real = torch.nn.functional.pad(real, (0, T), value=True)                    # (U, P + T)
+        real = torch.nn.functional.pad(real, (0, T), value=True)  # (U, P + T)
         row = torch.arange(B, device=device)         # the responses that are still decoded
         source = row // (B // len(prompts))          # the rows of the cache that they continue: of prompts
         logits = iter([head(hidden)[source]])
         for t in range(T):
-            all_logp, H = log_softmax_entropy(next(logits), temperature)            # (rows, V), (rows,)
+            all_logp, H = log_softmax_entropy(next(logits), temperature)  # (rows, V), (rows,)
             # Invert the distribution function at u. The first clamp keeps rounding from choosing past the
             # last possible token, the second one is for NaN.
             cdf = all_logp.exp().cumsum(-1)
@@ -432,10 +384,9 @@ def sample(policy, prompts, uniforms, temperature):
             token.copy_(drawn)
     return tokens, lengths, finished, logp, entropy
 
-
 def rollout(policy, problems, group_size, c, *coordinates):
-    """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once. `coordinates`
-    (such as seed, "train", step) and the place in `problems` seed the random numbers."""
+    """Sample `group_size` responses to each problem -> Rollouts, at most c.sample_rows at once; `coordinates`
+    and the place in `problems` seed the random numbers."""
     width = max(1, min(c.sample_rows // group_size, -(-len(problems) // WORLD)))
     starts, parts = range(0, len(problems), width), {}
     quiet = RANK > 0 or len(starts) < 2 * WORLD
@@ -449,32 +400,30 @@ def rollout(policy, problems, group_size, c, *coordinates):
     tokens, lengths, finished, logp, entropy = (x.to(policy.device) for x in grids)
     T = int(lengths.max())
     responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-    mask = torch.arange(T, device=policy.device) < lengths[:, None]                 # (B, T)
+    mask = torch.arange(T, device=policy.device) < lengths[:, None]  # (B, T)
     texts = policy.tokenizer.batch_decode(responses, skip_special_tokens=True)
     return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(), texts,
                     logp[:, :T], entropy[:, :T], mask)
 
-
-# --------------------------------------------------------------------------------------------- 6. verifying
+# ---------------------------------------------- 6. verifying
 
 def judge(rollouts, reward):
-    """Verify this process's share of the responses -> {row: reward} and {row: why there is none}. One that
-    was cut off has given no answer: -inf, for now."""
+    """Verify this process's share of the responses -> {row: reward}, {row: why there is none}. One that was
+    cut off has given no answer: -inf, for now."""
     mine = range(len(rollouts.texts))[RANK::WORLD]
     asked = [i for i in mine if rollouts.finished[i]]
+    cases = [(rollouts.texts[i], rollouts.problems[i]) for i in asked]
     try:
-        cases = [(rollouts.texts[i], rollouts.problems[i]) for i in asked]
         verdicts, raised = verify.verify_batch(reward, cases)
     except TimeoutError as error:
         fail("the reward function hangs", error)
     errors = {asked[j]: f"{type(error).__name__}: {error}" for j, error in raised.items()}
     return dict.fromkeys(mine, -math.inf) | dict(zip(asked, verdicts)), errors
 
-
 def rewards_of(judged):
     """What judge() returned, in all processes -> rewards (B,) on the CPU, nan where there is none, and {row:
-    reason} of those. A response that was cut off gets 0, or the lowest reward of the batch if that is less:
-    or rambling on would pay where rewards are negative."""
+    why}. A response that was cut off gets 0, or the lowest reward of the batch if that is less: or rambling
+    on would pay where rewards are negative."""
     rewards, errors = map(merged, judged)
     if len(errors) == len(rewards):
         fail("no response can be judged", next(iter(errors.values())))
@@ -484,13 +433,11 @@ def rewards_of(judged):
     lowest = min([0.0, *rewards[rewards.isfinite()].tolist()])
     return rewards.masked_fill(rewards == -math.inf, lowest), errors
 
-
-# -------------------------------------------------------------------------------- 7. the update of one batch
+# -------------------------------- 7. the update of one batch
 
 def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, state, c):
-    """Stage 5: `reuse` passes over `updates_per_batch` mini-batches of whole groups. old_logp, A, alive and
-    penalized are (B, T), see variants(). -> sums over all tokens and updates, and the mean gradient norm.
-    Stops before an update whose gradient is not finite."""
+    """`reuse` passes over `updates_per_batch` mini-batches of whole groups. old_logp, A, alive, penalized are
+    (B, T), see variants(). -> sums over all tokens and updates, and the mean gradient norm."""
     stats, norms, G, model = Counter(), [], c.group_size, policy.model
     teaches = (A != 0).any(-1).tolist()
     model.train(c.gradient_checkpointing)  # transformers checkpoints in training mode only
@@ -509,66 +456,76 @@ def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, st
             loss.backward()
             stats.update(sums, loss=loss.item())
             if update == 0:  # nothing has changed yet, so the ratio is 1 up to rounding
-                off = ((logp - old).exp() - 1).abs()                                # (b, T)
+                off = ((logp - old).exp() - 1).abs()  # (b, T)
                 stats.update(off=off.sum().item(), first=int(live.sum()))
-                stats["ratio_gap"] = max(stats["ratio_gap"], off.max().item())
         if WORLD > 1:
             for p in model.parameters():
                 p.grad = all_sum(torch.zeros_like(p) if p.grad is None else p.grad)
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), c.max_grad_norm).item())
         if not math.isfinite(norms[-1]):  # as it is when the loss is not
             policy.save(good := Path(c.output_dir, "last_good"))
-            fail(f"step {state['step']}: the loss or its gradient is not finite; the weights before are in "
-                 f"{good}; try a lower --lr")
+            fail(f"step {state['step']}: loss or gradient not finite; lower --lr; the weights before: {good}")
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    parts = all_values(stats)
-    total = Counter({"ratio_gap": max(part.pop("ratio_gap", 0.0) for part in parts)})
-    for part in parts:
+    total = Counter()
+    for part in all_values(stats):
         total.update(part)  # and not +, which drops what is negative
-    if (off := total["off"] / max(1, total["first"])) > 0.05:
-        fail(f"step {state['step']}: before the first update the ratio was off 1 by {off:.2f} on average: is "
-             "scoring random (dropout)?")
+    gap = total["ratio_gap"] = total["off"] / max(1, total["first"])
+    if gap > 0.05:
+        fail(f"step {state['step']}: the ratio was off 1 by {gap:.2f} before any update: is scoring random?")
     return total, statistics.fmean(norms)
 
+# ----------------------------------------------- 8. the loop
 
-# ---------------------------------------------------------------------------------------------- 8. the loop
+LOGS = ("metrics.jsonl", "samples.jsonl")
+STAGES = ("seconds_sample", "seconds_score", "seconds_verify", "seconds_update")
 
 def train(c):
     """The whole job: load, evaluate, train, evaluate. All that it leaves is in the folder c.output_dir."""
-    began, out = time.perf_counter(), Path(c.output_dir)
-    last, finished = all_values(open_run(c) if RANK == 0 else None)[0]
-    if finished:
-        return say(f"{out}: this run is finished; --overwrite runs it again")
-    reward, policy = load_reward(c.reward), load_policy(c, last)
+    run = Run(c)
+    if run.summary.get("steps") == c.steps:
+        return say(f"{run.out}: this run is finished; delete the folder to run it again")
+    reward, policy = load_reward(c.reward), load_policy(c, run.last)
     problems, held_out = load_problems(c, policy)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=c.lr, weight_decay=0.0, fused=True)
     state = {"step": 0, "pos_weight": next_pos_weight(c, 0), "bonus": c.entropy_bonus, "start_entropy": None}
-    if last:
-        state = read_state(last)
-        optimizer.load_state_dict(state.pop("optimizer"))  # to where its weights are
-    summary = start_run(c, policy, problems, held_out, reward)
+    if run.last:
+        with explained(f"{run.last}: damaged; delete it to continue from the one before"):
+            state = torch.load(run.last / "trainer.pt", weights_only=True, map_location="cpu")
+            optimizer.load_state_dict(state.pop("optimizer"))  # to where its weights are
+    say(f"{c.preset}: {policy.model.num_parameters() / 1e6:.2f} M parameters on {WORLD} x {policy.device}, "
+        f"{len(problems)} prompts to train on, {len(held_out)} held out; writing to {run.out}")
+    if held_out and "before" not in run.summary:
+        run.summary["before"] = evaluate(policy, held_out, reward, c)
+    run.sum_up()
     stop, background = stop_on_signals(), ThreadPoolExecutor(1)
+    def lap():
+        if policy.device.type == "cuda":  # has it done what it was given?
+            torch.cuda.synchronize()
+        clock.append(time.perf_counter())
     bar = tqdm(range(state["step"], c.steps), c.preset, c.steps, initial=state["step"], unit="step",
                disable=RANK > 0)
     for step in bar:
         # 1. Sample G responses to each prompt of this step.
-        clock = [now(policy.device)]
+        clock = [time.perf_counter()]
         rollouts = rollout(policy, prompts_of(step, problems, c), c.group_size, c, c.seed, "train", step)
-        B, mask = len(rollouts.texts), rollouts.mask                                # (B, T)
-        clock.append(now(policy.device))
+        B, mask = len(rollouts.texts), rollouts.mask  # (B, T)
+        lap()
 
         # 2. Verify them, in the background. 3. Meanwhile score them by the code that trains.
         judged = background.submit(judge, rollouts, reward)
-        old_logp, entropy = score_all(policy, rollouts, range(B), c)                # (B, T)
-        stop_if_unlike(c, step, rollouts, old_logp)
-        clock.append(now(policy.device))
-        rewards, errors = rewards_of(judged.result())                               # (B,)
-        clock.append(now(policy.device))
+        old_logp, entropy = score_all(policy, rollouts, range(B), c)  # (B, T)
+        gap = ((old_logp - rollouts.logp).abs().sum() / mask.sum()).item()
+        if not gap < 0.1:  # also not a number
+            fail(f"step {step}: sampler and trainer disagree by {gap:.2f} nats a token: an update broke the "
+                 "policy (lower --lr), or its logits are not its head applied to its last hidden state")
+        lap()
+        rewards, errors = rewards_of(judged.result())  # (B,)
+        lap()
 
         # 4. Compare each response with its group; all of its tokens get its advantage.
-        rewards = rewards.view(-1, c.group_size)                                    # (prompts, G)
+        rewards = rewards.view(-1, c.group_size)  # (prompts, G)
         advantage = advantages(rewards, c.advantage).view(-1, 1).to(policy.device)  # (B, 1)
         A, alive, penalized = variants(c, advantage.expand(B, mask.shape[1]), old_logp, entropy, mask, step)
 
@@ -577,27 +534,23 @@ def train(c):
         stats, norm = update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, state, c)
         some = range(0, B, 4)
         dH = (score_all(policy, rollouts, some, c)[1] - entropy)[some].sum() / mask[some].sum()
-        clock.append(now(policy.device))
+        lap()
 
         # 6. Log, move lambda, save.
         record = {"step": step, "lr": lr, "grad_norm": norm, "dH": dH.item()}
         record |= step_metrics(c, state, rollouts, rewards, advantage, old_logp, entropy, stats)
-        for stage, start, end in zip(("sample", "score", "verify", "update"), clock, clock[1:]):
-            record[f"seconds_{stage}"] = end - start
-        append_lines(out / "metrics.jsonl", [record])
-        append_lines(out / "samples.jsonl", step_samples(c, step, policy, rollouts, rewards, advantage,
-                                                         entropy, errors))
+        record |= {stage: end - start for stage, start, end in zip(STAGES, clock, clock[1:])}
+        run.log([record], step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors))
         bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
         state = next_state(c, state, record, len(problems))
         warn_if_useless(c, record, state["start_entropy"])
         stopping = any(all_values(bool(stop)))
         if stopping or state["step"] % c.save_every == 0 or state["step"] == c.steps:
-            save_checkpoint(c, policy, optimizer, state)
+            run.save(policy, optimizer, state)
         if stopping:
-            fail(f"stopped after step {step}; continue with: python rlvr.py --resume {out}")
+            fail(f"stopped after step {step}; continue with: python rlvr.py --resume {run.out}")
     stop += [signal.SIGINT, signal.SIGTERM]  # no loop looks any more: the next signal stops at once
-    finish_run(c, policy, held_out, reward, summary, began)
-
+    run.finish(policy, held_out, reward)
 
 def prompts_of(step, problems, c):
     """The problems of a step. Every epoch has its own order of them; a step may reach into the next epoch."""
@@ -605,12 +558,10 @@ def prompts_of(step, problems, c):
     orders = {e: shuffled(problems, c.seed, "order", e) for e in {i // len(problems) for i in places}}
     return [orders[i // len(problems)][i % len(problems)] for i in places]
 
-
 def step_metrics(c, state, rollouts, rewards, advantage, old_logp, entropy, stats):
-    """What metrics.jsonl says of a step; the README has a line on each. Means over tokens are sums over all
-    tokens by their number, never means of means."""
+    """A line of metrics.jsonl, see the README. Means over tokens are global, never means of means."""
     mask, tokens, B = rollouts.mask, int(rollouts.mask.sum()), len(rollouts.texts)
-    gap = (old_logp - rollouts.logp).abs()                                          # (B, T)
+    gap = (old_logp - rollouts.logp).abs()  # (B, T)
     record = {"reward": rewards.nanmean().item(), "lambda": state["pos_weight"], "bonus": state["bonus"],
               "solved": (rewards > 0.5).any(-1).float().mean().item()}
     for name, chosen in (("entropy", mask), ("entropy_pos", mask & (advantage > 0)),
@@ -628,9 +579,8 @@ def step_metrics(c, state, rollouts, rewards, advantage, old_logp, entropy, stat
         "logp_gap": gap.max().item(), "logp_gap_mean": gap.sum().item() / tokens,
         "peak_memory": peak_memory()}
 
-
 def step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors):
-    """Rollouts of a step for samples.jsonl: some from all over the batch, and some that cannot be judged."""
+    """Rollouts for samples.jsonl: some from all over the batch, and some that cannot be judged."""
     responses, every = rollouts.responses, max(1, len(rollouts.texts) // max(1, c.log_samples))
     shown = [*range(0, len(rollouts.texts), every)][:c.log_samples] + [*errors][:c.log_samples]
     return [{"step": step, "prompt": rollouts.problems[i].prompt, "response": rollouts.texts[i],
@@ -639,7 +589,6 @@ def step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors)
              "advantage": advantage[i].item(), "finish_reason": "stop" if rollouts.finished[i] else "length",
              "tokens": policy.tokenizer.batch_decode([[token] for token in responses[i]]),
              "entropy": [round(H, 3) for H in entropy[i, :len(responses[i])].tolist()]} for i in shown]
-
 
 def next_state(c, state, record, prompts):
     """The state after a step: what the next one has to know, and a checkpoint keeps."""
@@ -650,32 +599,23 @@ def next_state(c, state, record, prompts):
             "start_entropy": state["start_entropy"] or record["entropy"],
             "pos_weight": next_pos_weight(c, step, state["pos_weight"], record["entropy"], epoch, epochs)}
 
-
-# ============================================================================================================
-# From here on: what a run needs around the step.
-# ============================================================================================================
-
+# ============ From here on: what a run needs around the step. ============
 def fail(message, error=None):
     """Stop with one line that says what is wrong and what to do (exit status 1)."""
     reason = f": {' '.join(str(error).split())[:600] or type(error).__name__}" if error else ""
     raise SystemExit(f"rlvr.py: {message}{reason}")
 
-
 @contextmanager
 def explained(message):
-    """One line for any error inside: readers of foreign files, and code of the user's or a model's, raise all
-    sorts of them."""
+    """One line for any error inside: foreign files, models and the user's code raise all sorts of them."""
     try:
         yield
     except Exception as error:
         fail(message, error)
 
-
-# Started by torchrun, every process runs this whole program on the same batch and shares the work: sampling,
-# verifying, scoring and gradients are split, and what comes out is collected or summed. So each has the same
-# rewards, statistics, lambda and weights, and any of them, the first, writes. One process: nothing to share.
+# Started by torchrun, each process runs this program on the same batch, takes a share of sampling, verifying,
+# scoring and gradients, and collects or sums what comes out: all have the same rewards, lambda and weights.
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
 
 def all_values(value):
     """-> the values that the processes have here, in the order of their ranks."""
@@ -684,11 +624,9 @@ def all_values(value):
         torch.distributed.all_gather_object(values, value)
     return values
 
-
 def merged(part):
     """-> one dict of what the processes have here, each its own keys."""
     return {key: value for other in all_values(part) for key, value in other.items()}
-
 
 def all_sum(tensor):
     """Sum a tensor over the processes, in place."""
@@ -696,57 +634,40 @@ def all_sum(tensor):
         torch.distributed.all_reduce(tensor)
     return tensor
 
-
 def say(text, how=print):
     if RANK == 0:
         how(text)
 
-
 warn = partial(say, how=warnings.warn)  # once in a run, however often it is true
 
-
 def seed_of(*coordinates):
-    """Randomness comes from coordinates such as (seed, "train", step, prompt), never from what ran before: a
-    resumed, re-chunked or re-ordered run draws the same numbers."""
+    """Randomness comes from coordinates such as (seed, "train", step, prompt), never from what ran before."""
     return random.Random(repr(coordinates)).getrandbits(63)
-
 
 def uniforms(rows, columns, *coordinates):
     """-> (rows, columns) numbers in [0, 1)."""
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed_of(*coordinates)))
 
-
 def shuffled(items, *coordinates):
     return random.Random(seed_of(*coordinates)).sample(items, len(items))
 
+# ------------------------------------------- 9. command line
 
-# ------------------------------------------------------------------------------------------ 9. command line
-
-STARTING = {"overwrite", "resume", "show", "step", "report"}  # what a run does not depend on
-
+STARTING = {"resume", "show", "step", "report"}  # what a run does not depend on
 
 def parse_config(argv):
-    """Command line -> Config. What wins, from weak to strong: the field's default, DEMO (when the model is
-    the demo), the preset, the config of the run to resume, an explicit flag."""
+    """Command line -> Config. What wins, from weak to strong: the field's default, DEMO (if the model is the
+    demo), the preset, the config of the run to resume, an explicit flag."""
     parser = HfArgumentParser(Config, prog="rlvr.py", description=__doc__.splitlines()[0], allow_abbrev=False,
                               usage="python rlvr.py [--flag value ...]")
     parser.error = lambda message: fail(f"{message} (python rlvr.py --help lists every flag)")
     early, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
-    if early.preset not in PRESETS:
-        fail(f"--preset {early.preset}: unknown; choose from {', '.join(PRESETS)}")
     known = defaults(early.preset, early.model)
     if early.resume:
         saved = read_json(Path(early.resume, "config.json")) or fail(f"--resume {early.resume}: no run there")
         known = {name: saved[name] for name in known if name in saved}
     parser.set_defaults(**known)
     c = Config(**vars(parser.parse_args(argv)))
-    check_config(c, {a.lstrip("-").split("=")[0].replace("-", "_") for a in argv if a.startswith("--")})
-    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c))}-seed{c.seed}"
-    return c
-
-
-def check_config(c, explicit):
-    """Fail in one line on a value out of range, or on an explicit flag that contradicts another."""
     for f in fields(c):
         value, (low, high) = getattr(c, f.name), map(float, (f.metadata["metavar"] or "nan..nan").split(".."))
         if value is not None and low == low and not low <= value <= high:  # also not a number
@@ -755,41 +676,35 @@ def check_config(c, explicit):
         fail(f"--updates_per_batch {c.updates_per_batch} must divide --prompts_per_step {c.prompts_per_step}")
     if c.pos_schedule == "entropy" and c.pos_weight > 1:
         fail(f"--pos_weight {c.pos_weight}: the entropy schedule keeps it in 0..1")
-    free, builtin = c.pos_schedule != "entropy", c.dataset == "countdown"
-    idle = {"overwrite": c.resume, "output_dir": c.resume, "pos_weight": c.pos_schedule in ("stage", "epoch"),
-            "pos_delta": free, "target_entropy": free and not c.bonus_delta, "step": not c.show,
-            "subset": builtin, "split": builtin, "prompt_column": builtin, "answer_column": builtin}
-    if useless := sorted(name for name in explicit if idle.get(name)):
-        fail(f"--{useless[0]}: does nothing beside the other flags (--dataset {c.dataset}, --pos_schedule "
-             f"{c.pos_schedule}, --resume {c.resume}, --show {c.show})")
-
+    idle = {"subset", "split", "prompt_column", "answer_column"} if c.dataset == "countdown" else set()
+    idle |= {"pos_delta", "target_entropy"} if c.pos_schedule != "entropy" and not c.bonus_delta else set()
+    idle |= {"pos_weight"} if c.pos_schedule in ("stage", "epoch") else set()
+    if idle := sorted(idle & {a[2:].split("=")[0].replace("-", "_") for a in argv}):
+        fail(f"--{idle[0]}: does nothing with --dataset {c.dataset} --pos_schedule {c.pos_schedule}")
+    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c))}-seed{c.seed}"
+    return c
 
 def defaults(preset, model):
     """The value of every knob that no flag names."""
     demo = DEMO | PRESETS[preset] | DEMO_PRESETS.get(preset, {})
     return asdict(Config()) | (demo if is_demo(model) else PRESETS[preset])
 
-
 def name_of(config):
-    """What a run is, seeds and places apart: its preset and the knobs that differ from the preset's. It names
-    the folder of the run and its row in a report."""
+    """A run's preset and the knobs that differ from it, seeds and places apart: names its folder, its row."""
     usual, apart = defaults(config["preset"], config["model"]), {"preset", "output_dir", "seed", *STARTING}
     changed = [f"{name}={Path(str(value)).name}" for name, value in config.items()
                if name in usual and name not in apart and str(value) != str(usual[name])]
     return "-".join([config["preset"], *changed])[:200]
 
-
-# --------------------------------------------------------------------------------------------- 10. problems
+# ---------------------------------------------- 10. problems
 
 INSTRUCTIONS = {  # appended to every question, so that the verifier finds the answer
     "math": "Reason step by step, and put the final answer within \\boxed{}.",
-    "code": "Write the solution in Python, in one ```python block.",
+    "code": "Write the solution in Python, in one ```python block. It must pass tests such as: ",
     "countdown": "Reason step by step. End with the expression, for example <answer>(1 + 2) * 3</answer>.",
 }
-COUNTDOWN_QUESTION = "With + - * / and brackets, use each number of {numbers} exactly once to get {target}."
 COLUMNS = {"prompt_column": ("question", "problem", "prompt", "text"),
            "answer_column": ("test_list", "reward_model", "answer", "solution", "ground_truth")}
-
 
 @dataclass
 class Problem:
@@ -798,57 +713,48 @@ class Problem:
     answer: object   # what the verifier compares a response with
     kind: str        # countdown, math or code
 
-
-def random_calculation(rand, count=3, high=20, max_target=99):
-    """A random legal calculation -> numbers, target, its steps as text ("7*3=21,21+5=26"). Intermediate
-    results are whole and not negative."""
+def random_calculation(rand):
+    """Three random numbers, a target, the steps to it ("7*3=21,21+5=26"), all whole and not negative."""
     while True:
-        numbers = [rand.randint(1, high) for _ in range(count)]
+        numbers = [rand.randint(1, 20) for _ in range(3)]
         values, steps = list(numbers), []
         while len(values) > 1:
             a, b = (values.pop(rand.randrange(len(values))) for _ in range(2))
             op = rand.choice("+-*/")
-            if op == "-" and a < b:
-                a, b = b, a
+            a, b = (b, a) if op == "-" and a < b else (a, b)
             if op == "/" and (b == 0 or a % b):
                 break
-            values.append({"+": a + b, "-": a - b, "*": a * b, "/": a // b if b else 0}[op])
+            values.append(int(verify.OPERATORS[op](a, b)))
             steps.append(f"{a}{op}{b}={values[-1]}")
-        if len(steps) == count - 1 and 1 <= values[0] <= max_target:
+        if len(steps) == 2 and 1 <= values[0] <= 99:
             return numbers, values[0], ",".join(steps)
-
 
 def compact_countdown(numbers, target):
     """The demo model's prompt. It must not end in a space: some tokenizer classes strip one."""
     return f"{','.join(map(str, numbers))}={target}:"
 
-
 def countdown_rows(count):
-    """Yield `count` distinct rows like a data set's, the same for every seed of a run."""
+    """Yield `count` different rows like a data set's, the same for every seed of a run."""
     if count > 14000:  # of 16,206 that exist: the last ones would take forever to find
-        fail(f"--num_prompts, --eval_prompts: the countdown task has 14000 problems to give, not {count}")
+        fail(f"--num_prompts, --eval_prompts: countdown has 14000 problems to give, not {count}")
     rand, seen = random.Random("countdown"), set()
     while len(seen) < count:
-        numbers, target, _steps = random_calculation(rand)
+        numbers, target, _ = random_calculation(rand)
         if (key := (*sorted(numbers), target)) not in seen:
             seen.add(key)
-            answer = {"numbers": numbers, "target": target}
-            yield {"question": COUNTDOWN_QUESTION.format(**answer), "answer": answer}
-
+            yield {"question": f"With + - * / and brackets, use each number of {numbers} exactly once to get "
+                               f"{target}.", "answer": {"numbers": numbers, "target": target}}
 
 def load_rows(c):
-    """A data set, from a hub id, a save_to_disk folder or a file -> its rows in an order of our own, the
-    columns of question and answer."""
-    path, form = Path(c.dataset), Path(c.dataset).suffix[1:].replace("jsonl", "json")
-    if path.is_file() and form not in ("json", "parquet", "csv"):
-        fail(f"--dataset {path}: unknown kind of file; use json, jsonl, parquet or csv")
-    with explained(f"--dataset {c.dataset}: cannot be loaded"):
+    """A hub id, save_to_disk folder or file -> its rows, shuffled, and the columns of question and answer."""
+    path, forms = Path(c.dataset), {"json": "json", "jsonl": "json", "parquet": "parquet", "csv": "csv"}
+    with explained(f"--dataset {path}: cannot be loaded (a file: as {', '.join(forms)})"):
         import datasets  # takes seconds, and the demo does without
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             rows = datasets.load_from_disk(path)
             rows = rows[c.split] if isinstance(rows, dict) else rows
         elif path.is_file():
-            rows = datasets.load_dataset(form, data_files=str(path), split=c.split)
+            rows = datasets.load_dataset(forms[path.suffix[1:]], data_files=str(path), split=c.split)
         else:
             subset = c.subset or ("main" if "main" in datasets.get_dataset_config_names(c.dataset) else None)
             rows = datasets.load_dataset(c.dataset, subset, split=c.split)
@@ -856,16 +762,13 @@ def load_rows(c):
     for flag, names in COLUMNS.items():
         names = (getattr(c, flag),) if getattr(c, flag) else names
         columns += [name for name in names if name in rows.column_names][:1] or fail(
-            f"--dataset {c.dataset}: no column {' or '.join(names)}; name one with --{flag}; it has "
-            f"{', '.join(rows.column_names)}")
+            f"--{flag}: {c.dataset} has no {' or '.join(names)}, only {', '.join(rows.column_names)}")
     return (rows[i] for i in random.Random("rows").sample(range(len(rows)), len(rows))), columns
 
-
 def read_answer(value):
-    """An answer cell -> kind of problem, what its verifier compares with. GSM8K has the answer after '####',
-    MATH in the last box of the solution, DAPO-Math-17k in reward_model["ground_truth"], TinyZero there as
-    numbers and target; a list is MBPP's asserts, or answers each of which is right. ValueError if there is
-    none."""
+    """An answer cell -> kind of problem, what its verifier compares with: after '####' (GSM8K), in the last
+    box (MATH), in reward_model["ground_truth"] (DAPO-Math-17k), there as numbers and target (TinyZero), a
+    list of asserts (MBPP) or of answers each of which is right. ValueError if there is none."""
     if isinstance(value, dict) and "ground_truth" in value:
         value = value["ground_truth"]
     if isinstance(value, dict) and {"numbers", "target"} <= set(value):
@@ -873,48 +776,41 @@ def read_answer(value):
     if isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value):
         return ("code", {"tests": value}) if any(map(verify.is_test, value)) else ("math", value)
     missing = value is None or value != value or isinstance(value, (list, dict))  # a missing number is NaN
-    text = "" if missing else str(value)
-    if "####" in text:
-        text = text.rsplit("####", 1)[1]
-    elif "\\boxed" in text:
-        text = verify.last_boxed(text) or ""
+    text = "" if missing else str(value).rpartition("####")[2]
+    text = verify.last_boxed(text) or "" if "\\boxed" in text else text
     if not text.strip():
         raise ValueError("no answer")
     return "math", text.strip()
 
-
 def make_problem(row, columns, policy, c):
-    """A row of a data set -> Problem. A question as text gets an instruction, chat messages stay as they are.
-    ValueError says why it is none."""
+    """A row -> Problem; text gets an instruction, chat messages stay. ValueError says why it is none."""
     question, (kind, answer), tokenizer = row[columns[0]], read_answer(row[columns[1]]), policy.tokenizer
     if kind == "countdown" and is_demo(c.model):
         text = compact_countdown(**answer)
         return Problem(text, tokenizer.encode(text), answer, kind)
-    instruction, messages = INSTRUCTIONS[kind], question
-    if kind == "code":  # one test shows the name and the arguments that all of them use; all may need imports
-        instruction += f" It must pass tests such as: {answer['tests'][-1]}"
+    instruction = INSTRUCTIONS[kind]
+    if kind == "code":  # one test shows the name and the arguments that all of them use
+        instruction += answer["tests"][-1]
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         answer = {"tests": [setup, *answer["tests"]] if setup else answer["tests"]}
     if isinstance(question, str) and question.strip():
-        messages = [{"role": "user", "content": f"{question}\n{instruction}"}]
+        question = [{"role": "user", "content": f"{question}\n{instruction}"}]
     try:
-        contents = [m["role"] and m["content"] + "" for m in messages]
+        contents = "\n".join(message["role"] and message["content"] for message in question)
     except (TypeError, KeyError):
-        contents = None
+        contents = ""
     if not contents:
         raise ValueError("no question, as text or chat messages")
-    text, chat = "\n".join(["Question: " + "\n".join(contents), "Answer:"]), tokenizer.chat_template
+    text, chat = f"Question: {contents}\nAnswer:", tokenizer.chat_template
     if chat:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
     ids = tokenizer.encode(text, add_special_tokens=not chat)  # a template writes them itself
     if len(ids) > c.max_prompt_tokens:
         raise ValueError(f"a prompt longer than --max_prompt_tokens {c.max_prompt_tokens}")
     return Problem(text, ids, answer, kind)
 
-
 def load_problems(c, policy):
-    """-> (train, held_out), disjoint lists of Problem; the held-out ones are the same for every seed, and at
-    most a fifth of a data set. Repeated prompts are left out; unusable rows are counted."""
+    """-> (train, held_out), disjoint Problems; held out are at most a fifth, and the same for every seed."""
     builtin = c.dataset == "countdown"
     want = (c.num_prompts or (10000 if builtin else math.inf)) + c.eval_prompts
     rows, columns = (countdown_rows(want), ("question", "answer")) if builtin else load_rows(c)
@@ -930,23 +826,17 @@ def load_problems(c, policy):
     problems, reasons = [*problems.values()], ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
     if skipped:
         say(f"skipped {skipped.total()} rows: {reasons}")
-    if is_demo(c.model) and not builtin:
-        say(f"the demo model knows only the characters {DEMO_CHARACTERS} and does not see any other")
-    beyond = len(problems) - (c.num_prompts or len(problems))
-    held_out = min(c.eval_prompts, max(beyond, len(problems) // 5))
+    held_out = min(c.eval_prompts, max(len(problems) - (c.num_prompts or len(problems)), len(problems) // 5))
     kinds, count = {problem.kind for problem in problems}, len(problems) - held_out
     if not count:
         fail(f"--dataset {c.dataset}: no usable prompt in split {c.split} {reasons}")
     if c.reward in verify.REWARDS and kinds != {c.reward}:
-        fail(f"--reward {c.reward}: the answers of --dataset {c.dataset} are for --reward {', '.join(kinds)}")
-    if "code" in kinds and c.reward in ("auto", "code"):
-        with explained(f"--dataset {c.dataset}: give --reward file.py:function"):
-            verify.sandbox()
+        fail(f"--reward {c.reward}: the answers of {c.dataset} are for --reward {', '.join(kinds)}")
+    if is_demo(c.model) and kinds != {"countdown"}:
+        fail(f"--dataset {c.dataset}: the demo model knows countdown alone; name a --model")
     if c.pos_schedule == "epoch" and c.steps * c.prompts_per_step <= count:
-        fail(f"--pos_schedule epoch: {c.steps} x {c.prompts_per_step} prompts see no 2nd epoch of {count}; "
-             "raise --steps or lower --num_prompts")
+        fail(f"--pos_schedule epoch: no 2nd epoch of {count} prompts; raise --steps or lower --num_prompts")
     return problems[held_out:], problems[:held_out]
-
 
 def load_reward(name):
     """--reward -> a function (response, Problem) -> number: a verifier's, or one of the user's own file."""
@@ -959,11 +849,7 @@ def load_reward(name):
         function = runpy.run_path(path)[function]
     return lambda response, problem: function(response, problem.answer)
 
-
-# ----------------------------------------------------------------------------------------------- 11. policy
-
-DEMO_CHARACTERS = "0123456789+-*/=,:"
-
+# ------------------------------------------------ 11. policy
 
 @dataclass
 class Policy:
@@ -982,35 +868,30 @@ class Policy:
 
     def save(self, folder, **state):
         """Write a Hugging Face folder, with `state` in trainer.pt: whole or, if interrupted, not at all."""
-        if RANK > 0:
-            return
         new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        new.mkdir(parents=True, exist_ok=True)
         try:
             with explained(f"{folder} cannot be written; the checkpoint before it is untouched"):
-                self.model.save_pretrained(new)
-                self.tokenizer.save_pretrained(new)
-                if state:
+                if RANK == 0:
+                    self.model.save_pretrained(new)
+                    self.tokenizer.save_pretrained(new)
                     torch.save(state, new / "trainer.pt")
-                shutil.rmtree(folder, ignore_errors=True)
-                new.rename(folder)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    new.rename(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
-
 
 def is_demo(name):
     """Whether --model is the demo model: 'demo', or a folder it was saved in."""
     saved = Path(name, "config.json")
     return name == "demo" or saved.is_file() and '"rlvr_demo"' in saved.read_text(errors="replace")
 
-
 def pretrain_demo(folder, steps=1000, batch=128):
     """Build the demo policy and save it as a Hugging Face folder: some minutes on two cores. It learns from
-    random legal calculations. In half of them the target is replaced by a random one: such careless text,
-    arithmetic right and goal ignored, leaves what web text does: the skill is there, but buried."""
+    random calculations, half of them with a random target instead of theirs: like web text, arithmetic right
+    and goal ignored, that leaves the skill there, but buried."""
     from tokenizers import Tokenizer, decoders, models
     special = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    vocabulary = {token: i for i, token in enumerate([*special.values(), *DEMO_CHARACTERS])}
+    vocabulary = {token: i for i, token in enumerate([*special.values(), *"0123456789+-*/=,:"])}
     core = Tokenizer(models.BPE(vocabulary, []))  # characters; whatever class AutoTokenizer picks keeps it
     core.decoder = decoders.Fuse()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **special)
@@ -1024,12 +905,10 @@ def pretrain_demo(folder, steps=1000, batch=128):
     # For the matrices between embedding and head Muon needs half the data that AdamW does.
     inner = {name: p.ndim == 2 and "embed" not in name for name, p in model.named_parameters()}
     matrices, others = ([p for n, p in model.named_parameters() if inner[n] == own] for own in (True, False))
-    optimizers = [torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
-                  torch.optim.AdamW(others, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)]
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / 50, 1.0) * (1 - s / steps))
-                 for o in optimizers]
+    optimizers = {torch.optim.Muon(matrices, weight_decay=0.0): 0.02,  # and their learning rates
+                  torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0): 4e-3}
     bar = tqdm(range(steps), desc="pretraining the demo model (once)", unit="step")
-    for _ in bar:
+    for step in bar:
         prompts, responses = [], []
         for _ in range(batch):
             numbers, target, text = random_calculation(rand)
@@ -1039,46 +918,42 @@ def pretrain_demo(folder, steps=1000, batch=128):
         loss = -score(policy, prompts, responses, temperature=1.0)[0].sum() / sum(map(len, responses))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for part in (*optimizers, *schedules):
-            part.step()
+        for optimizer, lr in optimizers.items():
+            optimizer.param_groups[0]["lr"] = lr * (min((step + 1) / 50, 1.0) * (1 - step / steps))
+            optimizer.step()
         model.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     policy.save(folder)
 
-
 def load_policy(c, checkpoint_folder=None):
     """-> Policy with fp32 weights and without dropout, so that sampler and trainer are one distribution."""
-    source, options = checkpoint_folder or c.model, dict(trust_remote_code=c.trust_remote_code)
+    source = checkpoint_folder or c.model
     if source == "demo":  # in the user's cache; count up when its recipe changes
         source = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "rlvr", "demo-1")
         if RANK == 0 and not source.exists():
             pretrain_demo(source)
         all_values(None)  # the others wait
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":  # there plain products are the faster attention for the one query of a decoding step
-        options["attn_implementation"] = "eager"
-    with explained(f"--model {source}: no whole model folder, none that Hugging Face serves now, or in need "
-                   "of --trust_remote_code"):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        options |= dict(dtype=torch.float32, output_loading_info=True)
+    device, options = "cuda", dict(dtype=torch.float32, output_loading_info=True)
+    if not torch.cuda.is_available():  # eager attention is faster for the one query of a decoding step
+        device, options["attn_implementation"] = "cpu", "eager"
+    with explained(f"--model {source}: no whole model of transformers"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AutoModelForCausalLM.from_pretrained(source, **options)
     model.to(device).eval()
     if missing := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
-        fail(f"--model {source}: {len(missing)} weights do not fit and would be random, such as {missing[0]}")
+        fail(f"--model {source}: {len(missing)} weights missing, which would be random, such as {missing[0]}")
     other = {*(getattr(model.config, "layer_types", 0) or ())} - {"full_attention", "sliding_attention"}
     if other or getattr(model, "_is_stateful", False):
-        fail(f"--model {source}: a response can continue the cache of its prompt only where all layers are "
-             "attention; take a model such as Qwen3 or Llama")
+        fail(f"--model {source}: not all layers are attention, and only there can responses share a prompt")
     eos = model.generation_config.eos_token_id if model.generation_config else None
     stop_ids = sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
     if not stop_ids:
-        fail(f"--model {source}: has no eos token, so no response could end; set eos_token of its tokenizer")
-    context, rows = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
+        fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
+    context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
     if c.max_prompt_tokens + c.max_new_tokens > (context or math.inf):
-        fail(f"--max_prompt_tokens {c.max_prompt_tokens} and --max_new_tokens {c.max_new_tokens}: more than "
-             f"the {context} tokens of context of {source}")
-    if len(tokenizer) > (rows := len(rows.weight)):
-        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {rows} rows")
+        fail(f"--max_prompt_tokens, --max_new_tokens: more than the {context} tokens of context of {source}")
+    if len(tokenizer) > (known := len(known.weight)):
+        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known}")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -1086,213 +961,157 @@ def load_policy(c, checkpoint_folder=None):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids, device == "cuda" and not c.eager_decoding)
 
-
-# ------------------------------------------------------------------------------------------- 12. evaluation
+# -------------------------------------------- 12. evaluation
 
 def pass_at_k(n, correct, k):
-    """Chance that one of k samples or more is right, unbiased, from n samples of which `correct` are:
-    1 - C(n - c, k) / C(n, k) (arXiv 2107.03374)."""
+    """Unbiased estimate, from n samples of which `correct` are right, that of k one is (arXiv 2107.03374)."""
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
-
 def ngram_diversity(responses):
-    """Different n-grams over all n-grams of some token lists, mean of n = 1 to 4: 1 when none is repeated."""
+    """Different n-grams over all n-grams of token lists, mean of n = 1 to 4: 1 when none is repeated."""
     shares = []
     for n in range(1, 5):
         grams = [tuple(response[i:i + n]) for response in responses for i in range(len(response) - n + 1)]
         shares += [len(set(grams)) / len(grams)] if grams else []
     return sum(shares) / max(1, len(shares))
 
-
 def calibration(confidence, correct, bins=10):
-    """confidence (n,) in [0, 1], correct (n,) 0 or 1 -> the expected calibration error over equal bins, and
-    the over-confidence, mean confidence - accuracy."""
+    """confidence (n,) in [0, 1], correct (n,) 0 or 1 -> expected calibration error, confidence - accuracy."""
     surplus, place = confidence - correct, (confidence * bins).long().clamp(0, bins - 1)
     per_bin = torch.zeros(bins).index_add(0, place, surplus)
     return per_bin.abs().sum().item() / len(surplus), surplus.mean().item()
 
-
 def evaluate(policy, problems, reward, c):
-    """Sample c.eval_samples (K) responses to each held-out problem, always by the same random numbers: a
-    change is the policy's. -> dict, see the README; a response's confidence is the geometric mean of its
-    tokens' probabilities, the interval of pass@k a bootstrap over problems (95 %)."""
+    """Sample c.eval_samples (K) responses to each held-out problem, always by the same random numbers. ->
+    metrics, see the README, at last 95 % intervals of pass@k, a bootstrap over problems. The confidence of a
+    response is the geometric mean of its tokens' probabilities."""
     K = c.eval_samples
     rollouts = rollout(policy, problems, K, c, c.seed, "eval")
-    rewards, _ = rewards_of(judge(rollouts, reward))                                # (B,)
-    right = rewards.view(-1, K) > 0.5                                               # (problems, K)
+    rewards, _ = rewards_of(judge(rollouts, reward))  # (B,)
+    right = rewards.view(-1, K) > 0.5  # (problems, K)
     ks = sorted({2**i for i in range(K.bit_length())} | {K})
     solved = torch.tensor([[pass_at_k(K, n, k) for k in ks] for n in right.sum(-1).tolist()])
     draws = torch.randint(len(right), (1000, len(right)), generator=torch.Generator().manual_seed(0))
-    interval = solved[draws].mean(1).quantile(torch.tensor([0.025, 0.975]), 0).T    # (ks, 2)
-    confidence = (rollouts.logp.sum(-1) / rollouts.mask.sum(-1)).exp().cpu()        # (B,)
+    interval = solved[draws].mean(1).quantile(torch.tensor([0.025, 0.975]), 0).T  # (ks, 2)
+    confidence = (rollouts.logp.sum(-1) / rollouts.mask.sum(-1)).exp().cpu()  # (B,)
     ece, overconfidence = calibration(confidence, right.flatten().float())
-    own = [slice(i, i + K) for i in range(0, len(rewards), K)]
-    distinct = [len({text for text, good in zip(rollouts.texts[part], verdicts) if good})
-                for part, verdicts in zip(own, right.tolist())]
-    return {"avg": rewards.nanmean().item(), "pass": dict(zip(map(str, ks), solved.mean(0).tolist())),
-            "pass_interval": dict(zip(map(str, ks), interval.tolist())),
-            "entropy": rollouts.entropy[rollouts.mask].mean().item(), "distinct": statistics.fmean(distinct),
-            "diversity": statistics.fmean(ngram_diversity(rollouts.responses[part]) for part in own),
+    distinct = {(i // K, text) for i, text in enumerate(rollouts.texts) if right[i // K, i % K]}
+    names = [f"pass@{k}" for k in ks]
+    return {f"avg@{K}": rewards.nanmean().item(), **dict(zip(names, solved.mean(0).tolist())),
+            "entropy": rollouts.entropy[rollouts.mask].mean().item(), "distinct": len(distinct) / len(right),
+            "diversity": statistics.fmean(ngram_diversity(rollouts.responses[i:i + K])
+                                          for i in range(0, len(rewards), K)),
             "ece": ece, "overconfidence": overconfidence, "length": rollouts.mask.sum().item() / len(rewards),
-            "truncated": 1 - sum(rollouts.finished) / len(rewards), "ungraded": rewards.isnan().sum().item()}
+            "truncated": 1 - sum(rollouts.finished) / len(rewards), "ungraded": rewards.isnan().sum().item(),
+            "intervals": dict(zip(names, interval.tolist()))}
 
-
-def held_out_metrics(result):
-    """A result of evaluate() as {label: value}, as tables show it."""
-    passes = {f"pass@{k}": value for k, value in result["pass"].items()}
-    others = ("entropy", "distinct", "diversity", "ece", "overconfidence", "length", "truncated")
-    named = {[*passes][-1].replace("pass", "avg"): result["avg"]} | passes
-    return named | {name: result[name] for name in others}
-
-
-# ----------------------------------------------------------------------------------- 13. the folder of a run
-
-LOGS = ("metrics.jsonl", "samples.jsonl")
-
-
-def checkpoints(out):
-    """The checkpoints of a run, the last one last. A folder that the user has named alike is none of them."""
-    return sorted((path for path in out.glob("checkpoint-*") if path.name[11:].isdigit()),
-                  key=lambda path: int(path.name[11:]))
-
-
-def saved_config(c):
-    """The config as config.json has it: no infinity, which JSON lacks, nothing that only steers the start."""
-    return {name: "inf" if value == math.inf else value for name, value in asdict(c).items()
-            if name not in STARTING}
-
-
-def open_run(c):
-    """Make or reopen the folder of the run -> its last checkpoint or None, whether it is finished. A folder
-    that holds this very run is continued: what its logs have from after the checkpoint is cut off, as those
-    steps run again. Only what a run has written is ever deleted."""
-    out, saved = Path(c.output_dir), read_json(Path(c.output_dir, "config.json"))
-    config, foreign = saved_config(c), not saved and out.exists() and any(
-        not path.name.endswith(".tmp") for path in out.iterdir())
-    if saved and c.overwrite and {"preset", "pos_schedule"} <= set(saved):  # not the config.json of a model
-        own = [out / name for name in ("config.json", "summary.json", "final", "last_good", *LOGS)]
-        for path in own + checkpoints(out):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        saved = None
-    changed = sorted(f"--{name}" for name in config if saved and config[name] != saved.get(name))
-    if foreign or changed and not c.resume:
-        what = "other files" if foreign else f"a run with another {', '.join(changed)}"
-        fail(f"--output_dir {out}: already holds {what}; continue a run with --resume {out}, delete it with "
-             "--overwrite, or name another folder")
-    last = ([None] + checkpoints(out))[-1]
-    if (read_json(out / "summary.json") or {}).get("steps") == c.steps:
-        return last, True
-    sizes = read_state(last)["sizes"] if last else {}
-    for log in filter(Path.exists, (out / name for name in LOGS)):
-        os.truncate(log, min(log.stat().st_size, sizes.get(log.name, 0)))
-    for half_written in out.glob(".*.tmp"):
-        shutil.rmtree(half_written, ignore_errors=True)
-    return last, False
-
-
-def read_state(folder):
-    """What a checkpoint keeps beside the weights."""
-    with explained(f"{folder}: damaged, or of an older version; delete it to continue from the one before"):
-        state = torch.load(folder / "trainer.pt", weights_only=True, map_location="cpu")
-        return state | {"sizes": state["sizes"]}  # where the logs ended then
-
-
-def start_run(c, policy, problems, held_out, reward):
-    """Say what runs, evaluate before training unless that was done -> the summary so far."""
-    file, size = Path(c.output_dir, "summary.json"), sum(p.numel() for p in policy.model.parameters()) / 1e6
-    write_json(Path(c.output_dir, "config.json"), saved_config(c))
-    say(f"{c.preset}: {size:.2f} M parameters on {WORLD} x {policy.device.type}, {len(problems)} prompts to "
-        f"train on, {len(held_out)} held out; writing to {c.output_dir}")
-    summary = read_json(file) or {}
-    if held_out and "before" not in summary:
-        summary["before"] = evaluate(policy, held_out, reward, c)
-        write_json(file, summary)
-    return summary
-
-
-def save_checkpoint(c, policy, optimizer, state):
-    """Write a checkpoint with all that an exact continuation needs; the oldest ones go."""
-    out = Path(c.output_dir)
-    state = state | {"sizes": {name: (out / name).stat().st_size for name in LOGS if (out / name).exists()}}
-    policy.save(out / f"checkpoint-{state['step']:06d}", **state, optimizer=optimizer.state_dict())
-    if RANK == 0:
-        for old in checkpoints(out)[:-c.keep]:
-            shutil.rmtree(old)
-
-
-def finish_run(c, policy, held_out, reward, summary, began):
-    """Save the policy, evaluate it, sum up. The last line is the speed: medians over all steps but one."""
-    out = Path(c.output_dir)
-    policy.save(out / "final")
-    if held_out:
-        after = summary["after"] = evaluate(policy, held_out, reward, c)
-        say(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}   95 % interval over prompts")
-        new = held_out_metrics(after)
-        for name, old in held_out_metrics(summary["before"]).items():
-            interval = after["pass_interval"].get(name.removeprefix("pass@"))
-            interval = "   {:.3f} to {:.3f}".format(*interval) if interval else ""
-            say(f"{name:18}{old:10.3f}{new[name]:10.3f}{interval}")
-    log = read_lines(out / "metrics.jsonl") if c.steps else []
-    speed = {f"seconds_{stage}": statistics.median([m[f"seconds_{stage}"] for m in log[1:] or log] or [0])
-             for stage in ("sample", "score", "verify", "update")}
-    speed |= {"seconds_step": sum(speed.values()), "peak_memory": peak_memory()}
-    summary |= {"seconds": time.perf_counter() - began, "steps": c.steps, "seed": c.seed, "preset": c.preset,
-                "speed": speed, "command": sys.argv, "torch": torch.__version__, "processes": WORLD,
-                "transformers": transformers.__version__, "threads": torch.get_num_threads()}
-    write_json(out / "summary.json", summary)
-    say(f"\n{summary['seconds']:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
-    say(json.dumps(speed))
-
-
-def append_lines(file, records):
-    """Append JSON lines; the file is closed, and so flushed, at once."""
-    if RANK == 0:
-        with open(file, "a", encoding="utf8", errors="backslashreplace") as lines:  # for half a character
-            lines.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def read_lines(file):
-    """The records of a JSON Lines file, but for a last one that is being written."""
-    return [json.loads(line) for line in Path(file).read_text(encoding="utf8").split("\n")[:-1]]
-
-
-def write_json(file, value):
-    """Write a file at once: whatever interrupts leaves the old one or the new one."""
-    if RANK == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f".{file.name}.tmp")
-        new.write_text(json.dumps(value, indent=1), encoding="utf8")
-        new.replace(file)
-
+# ----------------------------------- 13. the folder of a run
 
 def read_json(file):
     """The value in a JSON file, None where there is no file."""
     with explained(f"{file}: damaged"):
         return json.loads(file.read_text(encoding="utf8")) if file.exists() else None
 
+def read_lines(file):
+    """The records of a JSON Lines file, but for a last one that is being written."""
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf8").split("\n")[:-1]]
+
+def write(file, text):
+    """Write a file at once: whatever interrupts leaves the old one or the new one."""
+    new = file.with_name(f".{file.name}.tmp")
+    new.write_text(text, encoding="utf8", errors="backslashreplace")  # half a character has no other form
+    new.replace(file)
+
+def json_lines(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+class Run:
+    """The folder of a run. The first process writes; nothing is deleted but what a run has written."""
+    LENGTH = {"steps", "save_every", "keep", "log_samples"}  # what --resume may change: it is the same run
+
+    def __init__(self, c):
+        self.c, self.out, self.began = c, Path(c.output_dir), time.perf_counter()
+        self.config = {name: "inf" if value == math.inf else value for name, value in asdict(c).items()
+                       if name not in STARTING}  # JSON has no infinity
+        self.last, self.summary = all_values(self.open() if RANK == 0 else None)[0]
+
+    def checkpoints(self):
+        """The last one last. A folder that the user has named alike is none of them."""
+        return sorted((path for path in self.out.glob("checkpoint-*") if path.name[11:].isdigit()),
+                      key=lambda path: int(path.name[11:]))
+
+    def open(self):
+        """-> its last checkpoint or None, its summary so far. What is no part of this very run is refused;
+        what the logs have from after the checkpoint goes, as those steps run again."""
+        c, out, saved = self.c, self.out, read_json(self.out / "config.json")
+        foreign = not saved and out.exists() and any(path.suffix != ".tmp" for path in out.iterdir())
+        other = [f"--{name}" for name in self.config if saved and self.config[name] != saved.get(name)
+                 and not (c.resume and name in self.LENGTH)]
+        if foreign or other:
+            what = "other files" if foreign else f"a run with another {', '.join(other)}"
+            fail(f"--output_dir {out}: holds {what}; name another folder, or --resume {out}")
+        last, summary = ([None] + self.checkpoints())[-1], read_json(out / "summary.json") or {}
+        done = int(last.name[11:]) if last else 0
+        if done > c.steps:
+            fail(f"--steps {c.steps}: {out} has done {done} already")
+        for log in filter(Path.exists, (out / name for name in LOGS)):
+            if summary.get("steps") != c.steps:  # else the run is finished
+                write(log, json_lines(record for record in read_lines(log) if record["step"] < done))
+        for half_written in out.glob(".*.tmp"):
+            shutil.rmtree(half_written, ignore_errors=True)
+        return last, summary
+
+    def log(self, *records):
+        """Append a list of records to each log; the file is closed, and so flushed, at once."""
+        for name, new in zip(LOGS if RANK == 0 else (), records):
+            with open(self.out / name, "a", encoding="utf8", errors="backslashreplace") as file:
+                file.write(json_lines(new))
+
+    def sum_up(self, **facts):
+        """Write config and summary, from the moment on that there is something to continue."""
+        self.summary |= facts
+        for name in ("config", "summary") if RANK == 0 else ():
+            self.out.mkdir(parents=True, exist_ok=True)
+            write(self.out / f"{name}.json", json.dumps(getattr(self, name), indent=1))
+
+    def save(self, policy, optimizer, state):
+        """Write a checkpoint with all that an exact continuation needs; the oldest ones go."""
+        policy.save(self.out / f"checkpoint-{state['step']:06d}", **state, optimizer=optimizer.state_dict())
+        for old in self.checkpoints()[:-self.c.keep] if RANK == 0 else ():
+            shutil.rmtree(old)
+
+    def finish(self, policy, held_out, reward):
+        """Save the policy, evaluate it, sum up. The last line: the speed, medians over all steps but one."""
+        c, out, log = self.c, self.out, read_lines(self.out / LOGS[0]) if self.c.steps else []
+        policy.save(out / "final")
+        if held_out:
+            before, after = self.summary["before"], evaluate(policy, held_out, reward, c)
+            say(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}   95 % interval over prompts")
+            for name, value in [*after.items()][:-1]:
+                low_high = "   {:.3f} to {:.3f}".format(*after["intervals"].get(name, (0, 0)))
+                say(f"{name:18}{before[name]:10.3f}{value:10.3f}{low_high if 'pass' in name else ''}")
+            self.summary["after"] = after
+        speed = {stage: statistics.median([m[stage] for m in log[1:] or log] or [0]) for stage in STAGES}
+        speed |= {"seconds_step": sum(speed.values()), "peak_memory": peak_memory()}
+        seconds = time.perf_counter() - self.began
+        self.sum_up(seconds=seconds, steps=c.steps, speed=speed, command=sys.argv, torch=torch.__version__,
+                    transformers=transformers.__version__, threads=torch.get_num_threads(), processes=WORLD)
+        say(f"\n{seconds:.0f} seconds. The policy is in {out / 'final'}, all about the run in {out}")
+        say(json.dumps(speed))
 
 def peak_memory():
-    """The most memory that this process had so far, in GiB: on the GPU, else in all (None on Windows)."""
+    """The most memory that this process had so far, GiB: on the GPU, else in all (None on Windows)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    with suppress(ImportError):
+    if sys.platform != "win32":
         import resource
         unit = 2**30 if sys.platform == "darwin" else 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
-
-def now(device):
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def stop_on_signals():
-    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at; the same again stops at once. (torchrun
-    passes a Ctrl-C on as a SIGTERM, to processes that have had it already.)"""
+    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at. The same again stops at once; not the
+    other, as torchrun passes a Ctrl-C on as a SIGTERM."""
     seen = []
-
     def on_signal(number, frame):
         if number in seen:
             raise KeyboardInterrupt
@@ -1302,47 +1121,30 @@ def stop_on_signals():
         signal.signal(number, on_signal)
     return seen
 
-
-def stop_if_unlike(c, step, rollouts, old_logp):
-    """Stop where training would go wrong: a broken policy; sampler and trainer not the same distribution."""
-    if not torch.isfinite(old_logp).all():
-        fail(f"step {step}: log-probabilities are not finite: the update before broke the policy; try a "
-             f"lower --lr; the last good state is {(['the start'] + checkpoints(Path(c.output_dir)))[-1]}")
-    gap = ((old_logp - rollouts.logp).abs().sum() / rollouts.mask.sum()).item()
-    if gap > 0.1:
-        fail(f"step {step}: sampler and trainer disagree by {gap:.2f} nats a token on average; are the "
-             f"logits of {c.model} its head applied to its last hidden state?")
-
-
 def warn_if_useless(c, record, start):
     """Warn of what makes a run useless without stopping it. `start` is the entropy of the first batch."""
     if record["zero_adv"] > 0.7:
-        warn("most groups have equal rewards and teach nothing: take other prompts or a larger --group_size")
+        warn("most groups have equal rewards and teach nothing: other prompts, or a larger --group_size")
     if record["entropy"] < 0.1 * start:
-        warn("the entropy is under a tenth of its start: the policy has collapsed; lower --pos_weight")
+        warn("entropy under a tenth of its start: the policy has collapsed; lower --pos_weight")
     if record["entropy"] > 2 * start:
-        warn("the entropy is twice its start: the policy falls apart; lower --lr or raise --pos_weight")
+        warn("entropy twice its start: the policy falls apart; lower --lr or raise --pos_weight")
     if record["step"] >= c.warmup_steps and record["clip_pos"] + record["clip_neg"] == 0:
-        warn("no token is clipped, so --pos_weight only rescales the loss; raise --reuse or lower --eps_low")
+        warn("no token is clipped: --pos_weight only rescales the loss; raise --reuse or lower --eps_low")
     if record["truncated"] > 0.2:
-        warn("more than a fifth of the responses is cut off and gets reward 0; raise --max_new_tokens")
-    if record["logp_gap_mean"] > 0.02:
-        warn("sampler and trainer drift apart (logp_gap_mean), and the ratios are wrong by as much")
+        warn("over a fifth of the responses is cut off and gets reward 0; raise --max_new_tokens")
 
-
-# ----------------------------------------------------------------------------- 14. comparing and reading runs
+# ---------------------------- 14. comparing and reading runs
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # t, 97.5 %, for 1 to 9 degrees of freedom
 
-
 def read_run(folder):
-    """A finished run -> its row of the report, the row before training, its log. The README's glossary has
-    the columns that come from the log."""
+    """A finished run -> its row of the report, the row before training, its log."""
     import pandas as pd
     config, summary = (json.loads(Path(folder, f"{name}.json").read_text()) for name in ("config", "summary"))
-    before, after = (held_out_metrics(summary[when]) for when in ("before", "after"))
-    log = pd.DataFrame(read_lines(Path(folder, "metrics.jsonl")))
-    run = {"run": name_of(config), "seed": config["seed"]}
+    before, after = ({name: value for name, value in summary[when].items() if name != "intervals"}
+                     for when in ("before", "after"))
+    run, log = {"run": name_of(config), "seed": config["seed"]}, pd.DataFrame(read_lines(folder / LOGS[0]))
     if len(log):
         last, end = log[len(log) * 9 // 10:], log[len(log) * 2 // 3:]
         after |= {"train reward": last.reward.mean(), "train entropy": last.entropy.mean(),
@@ -1352,82 +1154,72 @@ def read_run(folder):
             after["off target"] = (end.entropy - config["target_entropy"]).abs().mean()
     return run | after, run | {"run": "before training"} | before, log.assign(**run)
 
-
 def cell(values, reference):
     """Values by seed, of a run and of grpo -> "mean ± standard deviation (change in % ± 95 % interval)"."""
-    change = (100 * (values / reference - 1)).dropna()
-    half, text = math.nan, f"{values.mean():.3f} ± {values.std():.3f}"
-    if len(change) > 1:
-        half = STUDENT[min(len(change), 10) - 2] * change.std() / len(change)**0.5
-    text += f" ({change.mean():+.0f} ± {half:.0f} %)" if len(change) else ""
+    change, text = (100 * (values / reference - 1)).dropna(), f"{values.mean():.3f} ± {values.std():.3f}"
+    if len(change):
+        half = STUDENT[min(len(change), 10) - 2] * change.sem()
+        text += f" ({change.mean():+.0f} ± {half:.0f} %)"
     return text.replace(" ± nan", "").replace("nan", "")
 
-
 def report(patterns):
-    """Print a Markdown table of finished runs, highest final entropy first: mean ± standard deviation over
-    the seeds of a configuration; in brackets the change in percent against grpo, paired by seed, with half of
-    its 95 % interval (Student); at last Spearman's correlation of entropy with each metric over all runs."""
+    """Print a Markdown table of finished runs, highest entropy first: mean ± standard deviation over seeds;
+    in brackets the change in percent against grpo, paired by seed, with half of its 95 % interval (Student);
+    at last Spearman's correlation of entropy with each metric over all runs."""
     import pandas as pd
     runs = []
-    for folder in (folder for pattern in patterns for folder in sorted(glob.glob(pattern))):
+    for folder in sum((sorted(glob.glob(pattern)) for pattern in patterns), []):
         try:
-            runs.append(read_run(folder))
+            runs.append(read_run(Path(folder)))
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             print(f"left out {folder}, no finished run with an evaluation: {error!r}", file=sys.stderr)
     if not runs:
         fail(f"--report {' '.join(patterns)}: no finished run with an evaluation there")
     table = pd.DataFrame([row for after, before, _ in runs for row in (before, after)])
     table = table.drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
-    passes = sorted((int(name[5:]) for name in table if name.startswith("pass@")), reverse=True)
-    table = table.drop(columns=["length", "truncated", *(f"pass@{k}" for k in passes[1:] if k != 8)])
+    passes = [name for name in table if name.startswith("pass@")]  # pass@8 and the last one say enough
+    table = table.drop(columns=["length", "truncated", "ungraded", *({*passes[:-1]} - {"pass@8"})])
     compared = [name for name in table if name in runs[0][1]]  # and not what is from the log
     order = table.entropy.groupby("run").mean().sort_values(ascending=False).index
     print(f"| run | seeds | {' | '.join(table)} |\n|{' --- |' * (len(table.columns) + 2)}")
     for name in order:
         same = name.replace(name.split("-")[0], "grpo", 1)  # grpo with the same other flags, else plain grpo
         base = next((n for n in (same, "grpo") if n in order and name not in (n, "before training")), None)
-        own, none = table.loc[name], table.loc[name] * math.nan
-        cells = [cell(own[m], table.loc[base][m] if base and m in compared else none[m]) for m in table]
+        own = table.loc[name]
+        against = (table.loc[base] if base else own * math.nan)[compared].reindex(columns=table.columns)
+        cells = [cell(own[m], against[m]) for m in table]
         print(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     ranks = table.drop("before training")[compared].corr("spearman").entropy.reindex(table.columns)
     cells = [f"{x:+.2f}".replace("+nan", "") for x in ranks]
     print(f"| Spearman with entropy | {len(runs)} | {' | '.join(cells)} |")
     draw(pd.concat([log for _, _, log in runs]), Path(patterns[0]).parent / "report.png")
 
-
 def draw(logs, file):
-    """A picture of the logs: a line per configuration, the mean of its seeds, a band of one deviation."""
+    """A picture of the logs: a line per configuration, the mean of its seeds."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
         return print("no picture: it needs one more package, pip install matplotlib", file=sys.stderr)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
     for ax, name in zip(axes.flat, ("entropy", "reward", "lambda", "solved")):
-        for color, (run, log) in zip(plt.cm.tab20.colors * len(logs), logs.groupby("run", sort=False)):
-            curves = log.pivot(index="step", columns="seed", values=name).dropna()
-            if name != "lambda":  # one batch is noise: mean of nine steps
-                curves = curves.rolling(9, 1, center=True).mean()
-            mean, sd = curves.mean(axis=1), curves.std(axis=1).fillna(0)
-            ax.plot(mean, color=color, label=run)
-            ax.fill_between(mean.index, mean - sd, mean + sd, color=color, alpha=0.2, linewidth=0)
-        ax.set(title=name, xlabel="step")
+        curves = logs.pivot_table(name, "step", "run", sort=False)
+        if name != "lambda":  # one batch is noise: mean of nine steps
+            curves = curves.rolling(9, 1, center=True).mean()
+        curves.plot(ax=ax, title=name, colormap="tab20", legend=False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(file, dpi=100)
 
-
 def show(folder, step=None):
-    """Print the logged rollouts of a step, each token on a shade of its entropy if the output is a
-    terminal."""
+    """Print the logged rollouts of a step; on a terminal each token is on a shade of its entropy."""
     with explained(f"--show {folder}: no samples of a run there"):
         samples = read_lines(Path(folder, "samples.jsonl"))
-        step = samples[-1]["step"] if step is None else step
-    first, last = samples[0]["step"], samples[-1]["step"]
-    samples = [sample for sample in samples if sample["step"] == step] or fail(
-        f"--step {step}: {folder} has samples of the steps {first} to {last}")
-    for sample in samples:
-        verdict, H = sample["error"] or f"reward {sample['reward']}", statistics.fmean(sample["entropy"])
-        print(f"\nstep {step}: {verdict}, advantage {sample['advantage']:+.2f}, entropy {H:.3f}, ended by "
-              f"{sample['finish_reason']}, judged: {sample['extracted']}\n{sample['prompt']}", end="")
+        first, last = samples[0]["step"], samples[-1]["step"]
+    step = last if step is None else step
+    for sample in [sample for sample in samples if sample["step"] == step] or fail(
+            f"--step {step}: {folder} has samples of the steps {first} to {last}"):
+        for name in ("reward", "error", "advantage", "finish_reason", "extracted"):
+            print(f"{name} {sample[name]!r}", end=", ")
+        print(f"step {step}\n{sample['prompt']}", end="")
         for token, H in zip(sample["tokens"], sample["entropy"]):
             token = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\ufffd", token)  # or it steers the terminal
             shade = 232 + min(23, int(H * 12))  # from black to white, at 2 nats
@@ -1435,15 +1227,13 @@ def show(folder, step=None):
             print(f"{color}{token}" + "\033[0m" * bool(color), end="")
         print()
 
-
-# ------------------------------------------------------------------------------------------------- 15. main
+# -------------------------------------------------- 15. main
 
 def main(argv=None):
     transformers.utils.logging.set_verbosity_error()   # its advice is about nothing that a user sets here
     transformers.utils.logging.disable_progress_bar()
     warnings.simplefilter("ignore", FutureWarning)
     warnings.formatwarning = lambda message, *_: f"\nrlvr.py: {message}\n"
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if WORLD > 1:
@@ -1458,9 +1248,6 @@ def main(argv=None):
     finally:
         if WORLD > 1:
             torch.distributed.destroy_process_group()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
 
 if __name__ == "__main__":
     main()
