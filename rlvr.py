@@ -832,6 +832,9 @@ def load_problems(c, policy):
         fail(f"--dataset {c.dataset}: no usable prompt in split {c.split} {reasons}")
     if c.reward in verify.REWARDS and kinds != {c.reward}:
         fail(f"--reward {c.reward}: the answers of {c.dataset} are for --reward {', '.join(kinds)}")
+    if "code" in kinds and c.reward in ("auto", "code"):
+        with explained(f"--dataset {c.dataset}: give --reward file.py:function"):
+            verify.sandbox()
     if is_demo(c.model) and kinds != {"countdown"}:
         fail(f"--dataset {c.dataset}: the demo model knows countdown alone; name a --model")
     if c.pos_schedule == "epoch" and c.steps * c.prompts_per_step <= count:

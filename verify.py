@@ -8,36 +8,18 @@ Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches
 system: a small reader turns it into a tree, whose value is computed in exact fractions, or with 50 digits
 where it is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
 Code runs in processes of its own: see the last part. """
-import ast
-import builtins
-import contextlib
-import ctypes
-import functools
-import glob
-import importlib
-import json
-import math
-import operator
-import os
-import queue
-import random
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import textwrap
-import threading
-import time
+import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator, os
+import random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time
 from decimal import Decimal
 from fractions import Fraction
+from multiprocessing.pool import ThreadPool
 
-# -------------------------------------------------------------------------------------------------- countdown
+# ------------------------------------------------- countdown
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
-
+ERRORS = (ValueError, ArithmeticError, TypeError, AttributeError, LookupError, SyntaxError, RecursionError,
+          MemoryError)  # what odd input raises somewhere below: it is no answer
 
 def countdown_reward(response, numbers, target):
     """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
@@ -71,28 +53,23 @@ def countdown_reward(response, numbers, target):
             left.remove(node.value)
             return Fraction(node.value)
         return float(value(ast.parse(expression, mode="eval").body) == target and not left)
-    except (ValueError, ArithmeticError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError,
-            KeyError):
+    except ERRORS:
         return 0.0
 
-
-# ------------------------------------------------------------------------------------------- the final answer
+# ------------------------------------------ the final answer
 
 BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 MARKER = re.compile(r"####|\banswer\b(?:\W{0,4}is\b|\W*:|[*_]*\s*\n)|<answer>", re.I)
 SENTENCE = re.compile(r"\.(?:\s|$)|,? \b(?:because|since|which)\b|</|\n")
 
-
 def last_boxed(text):
-    """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never
-    closes."""
+    """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never closes."""
     depth, begin = 0, max((match.end() for match in BOX.finditer(text)), default=len(text) + 1)
     for match in re.compile(r"\\.|[{}]", re.S).finditer(text, begin - 1):  # \{ and \} are no braces
         depth += {"{": 1, "}": -1}.get(match[0], 0)
         if depth == 0:
             return text[begin:match.start()]
     return None
-
 
 def final_answer(response):
     """The one answer of a response, or None: the last box; else the line or sentence after the last '####',
@@ -106,7 +83,6 @@ def final_answer(response):
     text = response[markers[-1].end():][:1000].lstrip(" :*_\n")
     return SENTENCE.split(text, maxsplit=1)[0].strip("*_ ")
 
-
 RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123456789+-()ni" * 2)
 SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "π": r"\pi ", "∣": "|",
@@ -116,14 +92,14 @@ SYMBOLS = str.maketrans({
 COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or nothing
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "<": "lt", ">": "gt", " ∪ ": "cup",
     " ∈ ": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
-    "|": "vert lvert rvert mid",
-    "*": "cdot times ast", "/": "div", "(": "langle", ")": "rangle", "°": "degree", "...": "ldots cdots dots",
-    r"\frac": "dfrac tfrac cfrac", " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl "
-    "Bigr large limits quad qquad"}.items() for name in names.split()}
+    "|": "vert lvert rvert mid", "*": "cdot times ast", "/": "div", "(": "langle", ")": "rangle",
+    "°": "degree", "...": "ldots cdots dots", r"\frac": "dfrac tfrac cfrac",
+    " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl Bigr large limits quad qquad"
+    }.items() for name in names.split()}
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
-    (r"[𝜋𝛑𝝅]", r"\\pi "),
-    (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])), (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
+    (r"[𝜋𝛑𝝅]", r"\\pi "), (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
+    (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
     (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
     (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
     (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
@@ -136,7 +112,6 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
     (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*=", " "), (r"\s+", " "))]
 
-
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
     text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ]+",
@@ -145,20 +120,17 @@ def clean(text):
         text = pattern.sub(new, text)
     return text.strip() if re.search(r"\d ?\.\.\.\s*$", text) else text.strip().rstrip(".,; ")
 
-
-# ------------------------------------------------------------------------------------------------------ units
+# ----------------------------------------------------- units
 
 UNITS = {alias: name for name, aliases in {
-    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
-    "km": "kilometer kilometre", "celsius": "", "fahrenheit": "", "in": "inch inche", "ft": "foot feet",
-    "mi": "mile", "kg": "kilogram", "g": "gram", "l": "liter litre", "s": "sec second", "min": "minute",
-    "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% pct percentage", "degree": "° deg",
-    "degreecelsius": "degreec", "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur",
-    "pound": "£ gbp", "rupee": "₹", "yen": "¥", "cent": "¢", "/": "per"}.items()
-    for alias in (name, *aliases.split())}
-SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
-          "trillion": 10**12, "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4),
-          "fifths": Fraction(1, 5)}
+    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
+    "in": "inch inche", "ft": "foot feet", "mi": "mile", "kg": "kilogram", "g": "gram", "l": "liter litre",
+    "s": "sec second", "min": "minute", "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% pct percentage",
+    "celsius": "", "fahrenheit": "", "degree": "° deg", "degreecelsius": "degreec",
+    "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp",
+    "rupee": "₹", "yen": "¥", "cent": "¢", "/": "per"}.items() for alias in (name, *aliases.split())}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
+          "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4), "fifths": Fraction(1, 5)}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log", "mod", "theta"}
 CURRENCY = r"\\\$|[€£₹¥]"
@@ -170,10 +142,9 @@ TAIL = re.compile(rf"(?<=[\d)}}!.a-z°]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$"
 REMARK = re.compile(r"^(.*[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z .]*)\)$")  # 24 (stickers)
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
-
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as
-    million, exponent of words such as squared. The base of '1011_2' counts as its unit."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as million,
+    exponent of words such as squared. The base of '1011_2' counts as its unit."""
     text = REMARK.sub(r"\1 ⟨\2⟩", text)
     if base := BASE.fullmatch(text):
         return base[1] + base[2], f"base {base[3]}", 1, 1
@@ -183,9 +154,8 @@ def split_unit(text):
     tail = TAIL.search(text)
     value = text[:tail.start()].strip() if tail else text
     words = re.findall(rf"[^\W\d_/]+|/|%|°|{CURRENCY}", tail[0].partition("^")[0]) if tail else []
-    if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or (
-            "°" in words and re.search(r"[a-z]{3}\b", value)):
-        return text, unit, factor, exponent
+    if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or "°" in words and re.search(r"[a-z]{3}\b", value):
+        return text, unit, 1, 1
     for word in words:
         word = word if len(word) < 2 and not unit.startswith("degree") else word.lower()
         if word in SCALES:
@@ -199,40 +169,33 @@ def split_unit(text):
             unit += UNITS.get(word, word)
     return value, UNITS.get(unit, unit) + (f"^{tail[2]}" if tail and tail[2] else power), factor, exponent
 
-
-# ------------------------------------------------------------------------------------------------ expressions
+# ----------------------------------------------- expressions
 #
-# A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree),
-# ...
+# A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree) ...
 
 FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
 WORDS = FUNCTIONS | {"sqrt", "pi", "floor", "ceil", "abs", "theta", "alpha", "beta", "gamma", "lambda"}
-LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
-              "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
+LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi "
+              "varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
 SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
 TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
                    rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
                    rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞])", re.ASCII)
 OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 STOP = {*"+-*/^_!%°|", "\\rfloor", "\\rceil", "end", *CLOSE}  # they start no factor
-
-
-def tokenize(text):
-    tokens, end = [], 0
-    while match := TOKEN.match(text, end):
-        token, end = re.sub(r"[ {}]", "", match[1]) if "_" in match[1][1:] else match[1], match.end()
-        tokens.append({"**": "^"}.get(token, "\\" + token if token in WORDS else token))
-    if text[end:].strip():
-        raise ValueError(f"unexpected {text[end:end + 10]!r}")
-    return [*tokens, "end"]
-
+ZERO, ONE, DEGREE = Fraction(0), Fraction(1), ("/", ("name", "\\pi"), Fraction(180))
 
 class Reader:
-    """Reads the tokens of one expression: Reader(text).sum("end") is its tree. Implied products bind like
-    written ones, as in 1/2x; the argument of a function without brackets ends at + - * / or the next
-    function."""
+    """Reads one expression: Reader(text).sum("end") is its tree. Implied products bind like written ones, as in
+    1/2x; the argument of a function without brackets ends at + - * / or the next function."""
     def __init__(self, text):
-        self.tokens, self.depth, self.bars = tokenize(text)[::-1], 0, 0
+        tokens, end, self.bars = [], 0, 0
+        while match := TOKEN.match(text, end):
+            token, end = re.sub(r"[ {}]", "", match[1]) if "_" in match[1][1:] else match[1], match.end()
+            tokens.append({"**": "^"}.get(token, "\\" + token if token in WORDS else token))
+        if text[end:].strip():
+            raise ValueError(f"unexpected {text[end:end + 10]!r}")
+        self.tokens = [*tokens, "end"][::-1]
 
     @property
     def next(self):
@@ -261,18 +224,15 @@ class Reader:
 
     def factor(self):
         if self.next in ("+", "-"):
-            return self.factor() if self.take() == "+" else ("-", Fraction(0), self.factor())
+            return self.factor() if self.take() == "+" else ("-", ZERO, self.factor())
         return self.power()
 
     def power(self):
         tree = self.atom()
         while self.next in ("^", "!", "%", "°"):
             sign = self.take()
-            if sign == "^":
-                tree = ("^", tree, self.argument(digits=True))
-            else:
-                tree = {"!": ("!", tree), "%": ("/", tree, Fraction(100)),
-                        "°": ("*", tree, ("/", ("name", "\\pi"), Fraction(180)))}[sign]
+            tree = (("^", tree, self.argument(digits=True)) if sign == "^" else ("!", tree) if sign == "!" else
+                    ("/", tree, Fraction(100)) if sign == "%" else ("*", tree, DEGREE))
         return tree
 
     def argument(self, digits=False):
@@ -280,21 +240,14 @@ class Reader:
         means 2^{17}: with `digits` a number is taken whole."""
         if self.next == "-":
             self.take()
-            return ("-", Fraction(0), self.argument(digits))
+            return ("-", ZERO, self.argument(digits))
         if self.next[:1].isdigit() and len(self.next) > 1 and not digits:  # \frac12
             number = self.take()
             self.tokens += [number[1:], number[0]]
         return self.atom()
 
     def atom(self):
-        self.depth += 1
-        if self.depth > 60:
-            raise ValueError("too deep")
-        tree = self.atom_of(self.take())
-        self.depth -= 1
-        return tree
-
-    def atom_of(self, token):
+        token = self.take()
         name = token[1:]
         if token in OPEN:
             return self.sum(*CLOSE)
@@ -304,14 +257,19 @@ class Reader:
             self.bars -= 1
             return tree
         if token[0].isdigit() or token[0] == ".":
-            return self.number(token)
+            mantissa, _, exponent = token.lower().partition("e")
+            value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
+            if token.isdigit() and self.next == "\\frac":  # 3\frac12
+                part = self.atom()
+                return ("+" if exact(*part[1:]) else "*", value, part)
+            return value
         if name in ("lfloor", "lceil"):
             return (name[1:], self.sum(token.replace("l", "r", 1)))
         if name in ("frac", "binom"):
             return ("/" if name == "frac" else name, self.argument(), self.argument())
         if name == "sqrt":
             root = self.sum("]") if self.next == "[" and self.take() else Fraction(2)
-            return ("^", self.argument(), ("/", Fraction(1), root))
+            return ("^", self.argument(), ("/", ONE, root))
         if name in ("floor", "ceil", "abs"):
             return (name, self.argument())
         if name in FUNCTIONS:
@@ -319,14 +277,6 @@ class Reader:
         if token in ("\\pi", "∞") or token[0].isalpha() or re.match("[a-zA-Z]*", name)[0] in LETTERS:
             return ("name", token)
         raise ValueError(f"unknown {token}")
-
-    def number(self, token):
-        mantissa, _, exponent = token.lower().partition("e")
-        value = Fraction(mantissa.rstrip(".")) * Fraction(10) ** small(int(exponent or 0), 400)
-        if token.isdigit() and self.next == "\\frac":  # 3\frac12
-            part = self.atom()
-            return ("+" if all(isinstance(x, Fraction) for x in part[1:]) else "*", value, part)
-        return value
 
     def called(self, name):
         base, exponent = [], None
@@ -343,9 +293,7 @@ class Reader:
                 tree = ("*", tree, self.power())
         return (name, tree, *base) if exponent is None else ("^", (name, tree, *base), exponent)
 
-
 _local = threading.local()
-
 
 def mp():
     """This thread's arithmetic with 50 digits: contexts of mpmath are not safe to share."""
@@ -355,84 +303,69 @@ def mp():
         _local.mp.dps = 50
     return _local.mp
 
-
-def to_mp(x):
-    return mp().mpf(x.numerator) / x.denominator if isinstance(x, Fraction) else x
-
-
 def exact(*values):
     return all(isinstance(value, Fraction) for value in values)
 
-
 def small(x, bound):
-    """A bound, so that no value takes long to compute."""
-    if not abs(x) <= bound:  # also not a number
+    """x, unless it is so large that to compute with it would take long, or no number."""
+    if not abs(x) <= bound:
         raise ValueError("too large")
     return x
 
-
 def bits(x):
     return max(x.numerator.bit_length(), x.denominator.bit_length())
-
 
 def whole(x, bound):
     if not exact(x) or x.denominator != 1 or not 0 <= x <= bound:
         raise ValueError("not a whole number, or too large")
     return int(x)
 
-
 def power(a, b):
     """a ** b, exact for whole b; an odd root of a negative number is real."""
     if exact(a, b) and b.denominator == 1:
         small(abs(b) * bits(a), 250_000)
         return a ** int(b)
-    if exact(b) and b.denominator % 2 and b.denominator > 1 and mp().im(to_mp(a)) == 0 and a < 0:
+    if exact(b) and b.denominator % 2 and mp().im(a) == 0 and mp().re(a) < 0:
         return (-1) ** (b.numerator % 2) * power(-a, b)
-    return mp().power(to_mp(a), small(to_mp(b), 10**4))
-
+    return mp().power(a, small(b, 10**4))
 
 def apply(name, x, y=None):
     """The value of an operation."""
     if name in OPERATORS:
-        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](to_mp(x), to_mp(y))
+        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](mp().convert(x), mp().convert(y))
     if name == "^":
         return power(x, y)
     if name == "!":
         return Fraction(math.factorial(whole(x, 2500)))
     if name == "binom":
         k = whole(y, 300)
-        factors = (apply("-", x, Fraction(i)) for i in range(k))
-        return math.prod(factors, start=Fraction(1)) / math.factorial(k)
+        return math.prod((apply("-", x, Fraction(i)) for i in range(k)), start=ONE) / math.factorial(k)
     if name == "abs":
         return abs(x)
     if name in ("floor", "ceil"):
         return Fraction(int(getattr(math if exact(x) else mp(), name)(x)))
-    x = small(to_mp(x), 10**4 if name == "exp" else 10**30)
+    small(x, 10**4 if name == "exp" else 10**30)
     if name in ("log", "lg"):
-        return mp().ln(x) / mp().ln(to_mp(y) if y is not None else 10)
+        return mp().ln(x) / mp().ln(10 if y is None else y)
     return getattr(mp(), name.replace("arc", "a"))(x)
-
 
 CONSTANTS = {"\\pi": lambda: mp().pi(), "e": lambda: mp().e(), "i": lambda: mp().mpc(0, 1),
              "∞": lambda: mp().inf}
 WHOLE = 10  # from this point on, variables are whole numbers
 
-
 def compute(tree, point=0):
     """The value of a tree, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
-    variables: all positive, all negative, any signs, whole. Raises ValueError or ArithmeticError where there
-    is none."""
+    variables: all positive, all negative, any signs, whole. ValueError or ArithmeticError if there is none."""
     if exact(tree):
         return tree
     name, *operands = tree
     if name == "name" and operands[0] in CONSTANTS:
         return CONSTANTS[operands[0]]()
     if name == "name":
-        rand = random.Random(f"{operands[0]} {point}")
-        sign = rand.choice((-1, 1)) if point > 1 else 1 - 2 * point
+        rand = random.Random(f"{operands[0]} {point}" if point < WHOLE else operands[0])
         if point >= WHOLE:  # all of 1 to 12, each name in an order of its own
-            rand = random.Random(operands[0])
             return Fraction((rand.randint(0, 11) + rand.choice((1, 5, 7, 11)) * point) % 12 + 1)
+        sign = rand.choice((-1, 1)) if point > 1 else 1 - 2 * point
         return sign * Fraction(rand.randint(20, 99), rand.randint(3, 17))
     values = [compute(operand, point) for operand in operands]
     if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
@@ -440,18 +373,14 @@ def compute(tree, point=0):
             small(bits(value), 300_000) if exact(value) else small(value, mp().mpf(10) ** 2000)
     return apply(name, *values)
 
-
 def names_in(tree):
-    """The names and operations of a tree; names with a space before them."""
+    """The operations and the variables of a tree, these with a space before them."""
     if exact(tree):
         return set()
     return {" " + tree[1]} if tree[0] == "name" else {tree[0]}.union(*map(names_in, tree[1:]))
 
-
 def variables(*trees):
-    names = set().union(*map(names_in, trees))
-    return {name for name in names if name[0] == " " and name[1:] not in CONSTANTS}
-
+    return {name for tree in trees for name in names_in(tree) if name[0] == " " and name[1:] not in CONSTANTS}
 
 def close(x, y):
     """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no
@@ -460,10 +389,8 @@ def close(x, y):
         return x == y
     if any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return False
-    x, y = to_mp(x), to_mp(y)
-    return bool(x == y if mp().isinf(x) or mp().isinf(y) else
-                abs(x - y) <= mp().mpf(10) ** -35 * max(1, abs(x), abs(y)))
-
+    x, y = mp().convert(x), mp().convert(y)
+    return bool(x == y or mp().almosteq(x, y, mp().mpf(10) ** -35))
 
 def agree(a, b, test=close):
     """Whether `test` holds of the values of two trees at all points where both are real; where they nowhere
@@ -477,25 +404,23 @@ def agree(a, b, test=close):
     for point in points:
         with contextlib.suppress(ValueError, ArithmeticError):
             x, y = compute(a, point), compute(b, point)
-            real = " i" in names or all(exact(v) or mp().im(v) == 0 for v in (x, y))
+            real = " i" in names or all(mp().im(value) == 0 for value in (x, y))
             verdicts[real].append(test(x, y))
     if not (seen := verdicts[True] or verdicts[False]):
         raise ValueError("no value anywhere")
     return all(seen)
 
-
-# --------------------------------------------------------------------------------------- structure of answers
+# -------------------------------------- structure of answers
 #
-# A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio", nodes ...), ("tuple",
-# its brackets, nodes ...), ("matrix" | "determinant", nodes of a row, ...), ("relation", its signs, nodes
-# ...), ("named", name, node, relation or None) for x = 5, ("empty",).
+# A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio" | "matrix" |
+# "determinant", nodes ...), ("tuple", its brackets, nodes ...), ("relation", its signs, nodes ...), ("named",
+# name, node, relation or None) for x = 5, ("empty",).
 
-FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "=": "=", "≠": "≠"}
+FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 INFINITY = ("value", ("name", "∞"), "")
-MINUS_INFINITY = ("value", ("-", Fraction(0), ("name", "∞")), "")
+MINUS_INFINITY = ("value", ("-", ZERO, ("name", "∞")), "")
 MATRIX = re.compile(r"(\|?) ?\\begin ?\{([pbBvV]?)(?:matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)"
                     r"\\end ?\{\w+\} ?\|?")
-
 
 def split(text, separators):
     """Split at one-character separators outside all brackets -> the parts, the separators."""
@@ -508,7 +433,6 @@ def split(text, separators):
             start = match.end()
     return [*parts, text[start:].strip()], found
 
-
 def enclosed(text):
     """(opening, content, closing) if one pair of brackets, of whatever shapes, is around all of the text."""
     depth, opening = 0, re.match(r"\\[{]|[(\[{]|", text)[0]
@@ -519,10 +443,9 @@ def enclosed(text):
             return (opening, inside, match[0]) if match.end() == len(text) else None
     return None
 
-
 def is_name(text):
-    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
-    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
+    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not 2x,
+    x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
     text = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
     if text[:1] == "(":
         return bool(enclosed(text)) and all(map(is_name, split(enclosed(text)[1], ",")[0]))
@@ -531,7 +454,6 @@ def is_name(text):
     return bool(re.search(r"[a-zA-Z]", inner)) and not re.search(
         r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|^i$", inner)
 
-
 def is_word(text):
     """Yes, AAS, red and June 20 are words, xy and p - q are not. Letters that spell words are e, i, o, u and
     capitals."""
@@ -539,15 +461,11 @@ def is_word(text):
     return text not in WORDS and all(re.fullmatch(r"[A-Za-z']{2,}|\d+|a|I", part) for part in parts) and bool(
         text[0].isalpha() and (len(text) > 3 or re.search(r"[eiouA-Z]", text)))
 
-
 def is_constant(text):
     """Whether a side of an equation is a number, as ln 2 is; e alone is a name in e = 1/2."""
-    try:
+    with contextlib.suppress(ValueError):
         node = leaf(text)
         return text != "e" and node[0] == "value" and not variables(node[1])
-    except ValueError:
-        return False
-
 
 def read(text):
     """A clean answer -> its node. ValueError where it has none."""
@@ -582,10 +500,8 @@ def read(text):
     if whole := enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text)):  # also P(1,2)
         items, commas = split(whole[1], ",;")
         if commas:
-            items = map(read, items)
-            return ("set", *items) if whole[0] == "{" else ("tuple", whole[0] + whole[2], *items)
+            return ("set" if whole[0] == "{" else "tuple", *[whole[0] + whole[2]] * (whole[0] != "{"), *map(read, items))
     return leaf(text)
-
 
 def leaf(text):
     """A value with its unit, or a word."""
@@ -597,7 +513,6 @@ def leaf(text):
     tree = Reader(value).sum("end")
     tree = tree if exponent == 1 else ("^", tree, Fraction(exponent))
     return ("value", tree if factor == 1 else ("*", tree, Fraction(factor)), unit)
-
 
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
@@ -613,8 +528,8 @@ def read_relation(parts, signs):
     named = [is_name(part) and not is_constant(part) for part in parts]
     if named[-1] and not named[0]:
         parts, named = parts[::-1], named[::-1]
-    if set(signs) != {"="} or not named[0] and not all(map(is_constant, parts)):
-        return ("relation", signs, *map(read, parts if set(signs) == {"="} or not named[0] else parts))
+    if {*signs} != {"="} or not named[0] and not all(map(is_constant, parts)):
+        return ("relation", signs, *map(read, parts))
     values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
     if not all(same(value, values[-1]) for value in values):
         raise ValueError("a chain of unequal values")
@@ -622,7 +537,6 @@ def read_relation(parts, signs):
     with contextlib.suppress(ValueError):
         relation = ("relation", ["="], leaf(parts[0]), values[-1])
     return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
-
 
 @functools.lru_cache(4096)
 def parse(text):
@@ -644,9 +558,8 @@ def parse(text):
         raise ValueError("more than a matrix")
     factor = factor.strip(" ({[*")
     rows = [row.split("&") for row in match[3].split("↵") if row.strip()]
-    rows = [tuple(read(f"({factor})({cell})" if factor else cell) for cell in row) for row in rows]
+    rows = [("tuple", "", *(read(f"({factor})({cell})" if factor else cell) for cell in row)) for row in rows]
     return ("determinant" if match[1] or match[2] in ("v", "V") else "matrix", *rows)
-
 
 def repeating_decimal(match):
     whole, fixed, *period = match.groups()
@@ -654,19 +567,18 @@ def repeating_decimal(match):
     difference = int(whole + fixed + period) - int(whole + fixed or 0)
     return f"({Fraction(difference, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
-
 def interval_of(node):
     """'x > 3', '0 <= x < 1' and 'x != 3' as intervals, other nodes as they are."""
-    if node[0] != "relation" or not any(set(node[1]) <= signs for signs in ({"<", "≤"}, {">", "≥"}, {"≠"})):
+    if node[0] != "relation" or not any({*node[1]} <= {*signs} for signs in ("<≤", ">≥", "≠")):
         return node
     signs, parts = node[1], list(node[2:])
     if signs[0] in ">≥":
         signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
-    free = [part[0] == "value" and not exact(part[1]) and part[1][0] == "name" and bool(variables(part[1]))
-            for part in parts]
+    free = [part[0] == "value" and part[1][:1] == ("name",) and bool(variables(part[1])) if not exact(part[1])
+            else False for part in parts]
     if len(parts) == 2:
-        left = ["<", *signs], [MINUS_INFINITY, *parts], [False, *free]
-        signs, parts, free = left if free[0] else ([*signs, "<"], [*parts, INFINITY], [*free, False])
+        signs, parts, free = (["<", *signs], [MINUS_INFINITY, *parts], [False, *free]) if free[0] else (
+            [*signs, "<"], [*parts, INFINITY], [*free, False])
     if len(parts) != 3 or free != [False, True, False] or any(
             end[0] != "value" or variables(end[1]) for end in parts[::2]):
         return node
@@ -674,7 +586,6 @@ def interval_of(node):
         end = parts[2 if parts[0] is MINUS_INFINITY else 0]
         return ("union", ("tuple", "()", MINUS_INFINITY, end), ("tuple", "()", end, INFINITY))
     return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], *parts[::2])
-
 
 def proportional(a, b):
     """Whether two relations say the same: side by side; or, with two sides and free variables, if the
@@ -690,9 +601,8 @@ def proportional(a, b):
 
     def test(x, y):
         ratios.append(apply("/", x, y))
-        return close(ratios[-1], ratios[0]) and (sign in "=≠" or mp().re(to_mp(ratios[0])) > 0)
+        return close(ratios[-1], ratios[0]) and (sign in "=≠" or mp().re(ratios[0]) > 0)
     return sign == sign2 and bool(variables(d)) and variables(d) == variables(d2) and agree(d, d2, test)
-
 
 def as_alike(a, b):
     """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
@@ -702,7 +612,6 @@ def as_alike(a, b):
     if b[0] == "tuple" and len(names) == len(a) - 1 > 0 and names == sorted({*names}):
         return ("tuple", "()", *(x[2] for x in a[1:]))
     return interval_of(a)
-
 
 def same(a, b):
     """Whether two nodes are equal."""
@@ -715,29 +624,20 @@ def same(a, b):
     a, b = as_alike(a, b), as_alike(b, a)
     if a[0] != b[0] or len(a) != len(b) or a[0] == "relation":
         return False
-    if a[0] == "value":
-        return same_value(a, b)
+    if a[0] == "value":  # units may be left out and not differ; 25% is 25 or 0.25
+        units = {a[2], b[2]} - {""}
+        if len(units) > 1 and not ("degree" in units and all(unit.startswith("degree") for unit in units)):
+            return False
+        percent = Fraction(100) ** ((b[2] == "percent") - (a[2] == "percent"))
+        return any(agree(a[1] if scale == 1 else ("*", a[1], scale), b[1]) for scale in {ONE, percent})
     if a[0] in ("set", "union"):  # in any order
         left = list(b[1:])
         for x in a[1:]:
-            match = next((i for i, y in enumerate(left) if same(x, y)), None)
-            if match is None:
+            if (match := next((y for y in left if same(x, y)), None)) is None:
                 return False
-            del left[match]
+            left.remove(match)
         return True
-    if a[0] in ("matrix", "determinant"):
-        return all(len(x) == len(y) and all(map(same, x, y)) for x, y in zip(a[1:], b[1:]))
     return all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
-
-
-def same_value(a, b):
-    """Units may be left out and not differ; 25% is 25 or 0.25."""
-    units = {a[2], b[2]} - {""}
-    if len(units) > 1 and not ("degree" in units and all(unit.startswith("degree") for unit in units)):
-        return False
-    percent = Fraction(100) ** ((b[2] == "percent") - (a[2] == "percent"))
-    return any(agree(a[1] if scale == 1 else ("*", a[1], scale), b[1]) for scale in {Fraction(1), percent})
-
 
 def same_named(a, b):
     """x = 5 is 5, and y = 2x + 1 is 2x - y + 1 = 0; but x = 5 is not y = 5, nor f(2) = 5 f(3) = 5."""
@@ -753,14 +653,12 @@ def same_named(a, b):
     unlike = a[1] != b[1] and (letters or marks and marks2 and marks != marks2)
     return not unlike and same(a[2], b[2])
 
-
 def squashed(text):
     """An answer as plain text, for what is no mathematics or beyond the reader: spaces, case of words and
     braces around one character mean nothing."""
     words = not re.search(r"[\\\d^_=+]", text)
     text = re.sub(r"\{(\\?\w|\d+)\}", r"\1", re.sub(r"[⟨⟩]", " ", text))
     return re.sub(r"\s+", " ", text).strip().casefold() if words else re.sub(r"(?<!\d) +| +(?!\d)", "", text)
-
 
 def equal_answers(answer, gold):
     """Whether two final answers, as written, are the same."""
@@ -776,61 +674,51 @@ def equal_answers(answer, gold):
             answer, gold = answer.replace(",", ", "), gold.replace(",", ", ")  # 40,150 beside 40, 150
         rounded = [x.rpartition("≈")[2] for x in (answer, gold) if "≈" in x]
         return same(parse(answer), parse(gold)) and (len(rounded) < 2 or same(*map(parse, rounded)))
-    except (ValueError, ArithmeticError, RecursionError, MemoryError, LookupError, TypeError, AttributeError):
+    except ERRORS:
         return len(gold) > 1 and squashed(answer) == squashed(gold)
 
-
 def math_reward(response, gold):
-    """1.0 if the final answer of `response` equals the gold answer, LaTeX or plain text, or one of a list of
-    them."""
+    """1.0 if the final answer of `response` equals the gold answer, LaTeX or plain text, or one of a list."""
     if isinstance(gold, (list, tuple)):
         return max((math_reward(response, one) for one in gold), default=0.0)
     try:
         gold, answer = str(gold), final_answer(str(response))
         return float(bool(answer) and len(answer) <= 2000 and equal_answers(answer, last_boxed(gold) or gold))
-    except (ValueError, ArithmeticError, RecursionError):
+    except ERRORS:
         return 0.0
 
-
-# ------------------------------------------------------------------------------------------------------- code
+# ------------------------------------------------------ code
 #
 # Three processes. The trainer starts a grader, which holds the tests; the grader starts a solution process,
-# which holds the policy's code and nothing else. A call in a test crosses a pipe as tagged JSON, and so does
-# its result: what comes back is plain data, judged by real builtins where the policy's code never runs.
+# which holds the policy's code and nothing else. A call in a test crosses a pipe as JSON, and so does its
+# result: what comes back is plain data, judged by real builtins where the policy's code never runs.
 
-TIME_LIMIT, ALL_CASES, MEMORY, FILE_SIZE, MESSAGE = 6, 60, 2**30, 2**24, 2**23  # seconds (2), bytes (3)
-OPEN_FILES, PROCESSES = 64, 64
+TIME_LIMIT, ALL_CASES, MESSAGE = 6, 60, 2**23  # seconds for a case, for all of them; bytes
+LIMITS = {"CPU": TIME_LIMIT, "AS": 2**30, "FSIZE": 2**24, "NOFILE": 64, "NPROC": 64, "CORE": 0}
 UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
-SEQUENCES = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 LIBRARY = "math collections itertools functools copy operator statistics heapq bisect".split()
-
+CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, dict)}
+SCALARS = {"bytes": (bytes, bytes.hex, bytes.fromhex), "bytearray": (bytearray, bytearray.hex, bytearray.fromhex),
+           "complex": (complex, str, complex), "Decimal": (Decimal, str, Decimal),
+           "Fraction": (Fraction, str, lambda text: Fraction(*map(int, text.split("/"))))}
 
 def python(function):
-    """The command that runs a function of this file in a new Python; as an import, so that it is compiled
-    once."""
+    """The command that runs a function of this file in a new Python; an import, so that it is compiled once."""
     folder, name = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
-    program = f"import sys; sys.path.append({folder!r}); import {name}; {name}.{function}()"
-    return [sys.executable, "-I", "-c", program]
-
+    program = f"import sys; sys.path.append({folder!r}); sys.set_int_max_str_digits(10**5); import {name}; "
+    return [sys.executable, "-I", "-c", f"{program}{name}.{function}()"]
 
 def encode(x, handles):
-    """Plain data -> tagged JSON, a subclass as its base. Any other object stays here, in the list `handles`,
-    and its number goes out; where `handles` is None, there is no such way."""
-    if x is None or isinstance(x, (bool, str)):
-        return ["plain", str.__str__(x) if isinstance(x, str) else x]
-    if isinstance(x, int):
-        return ["int", hex(int.__index__(x))]
-    if isinstance(x, (float, complex)):
-        return ["complex" if isinstance(x, complex) else "float", [float.hex(x.real), float.hex(x.imag)]]
-    if isinstance(x, (bytes, bytearray)):
-        return ["bytes", bytes(x).hex()]
-    if isinstance(x, (Fraction, Decimal)):
-        return ["Fraction" if isinstance(x, Fraction) else "Decimal", str(x)]
-    for name, kind in SEQUENCES.items():
+    """Plain data -> what JSON has, or [kind, content]. Any other object stays here, in the list `handles`, and
+    its number goes out; where `handles` is None, there is no such way."""
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    for name, kind in CONTAINERS.items():
         if isinstance(x, kind):
-            return [name, [encode(item, handles) for item in kind.__iter__(x)]]
-    if isinstance(x, dict):
-        return ["dict", [[encode(key, handles), encode(value, handles)] for key, value in dict.items(x)]]
+            return [name, [encode(item, handles) for item in (x.items() if kind is dict else x)]]
+    for name, (kind, pack, _) in SCALARS.items():
+        if isinstance(x, kind):
+            return [name, pack(x)]
     if isinstance(x, Remote):
         return ["handle", x._number]
     if hasattr(type(x), "tolist"):  # numpy
@@ -840,18 +728,13 @@ def encode(x, handles):
     handles.append(x)
     return ["handle", len(handles) - 1]
 
-
-def decode(message, resolve):
-    kind, x = message
-    if kind in SEQUENCES:
-        return SEQUENCES[kind](decode(item, resolve) for item in x)
-    if kind == "dict":
-        return {decode(key, resolve): decode(value, resolve) for key, value in x}
-    if kind in ("float", "complex"):
-        return float.fromhex(x[0]) if kind == "float" else complex(*map(float.fromhex, x))
-    return {"plain": lambda value: value, "int": lambda value: int(value, 16), "bytes": bytes.fromhex,
-            "Fraction": Fraction, "Decimal": Decimal, "handle": resolve}[kind](x)
-
+def decode(x, resolve):
+    if not isinstance(x, list):
+        return x
+    kind, x = x
+    if kind in CONTAINERS:
+        return CONTAINERS[kind](decode(item, resolve) for item in x)
+    return resolve(x) if kind == "handle" else SCALARS[kind][2](x)
 
 class Remote:
     """In the grader, an object of the solution process. It can be called and looked into. It cannot say
@@ -869,17 +752,13 @@ class Remote:
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __contains__ = _refuse
     __hash__ = None
 
-
 for _name in ("call", "iter", "next", "len", "str", "getitem"):
     setattr(Remote, f"__{_name}__", lambda self, *a, _name=_name, **k: self._ask(_name, self, *a, **k))
 
-
 def limit_this_process():
     import resource  # Linux and macOS only
-    for name, value in (("CPU", TIME_LIMIT), ("AS", MEMORY), ("FSIZE", FILE_SIZE), ("NOFILE", OPEN_FILES),
-                        ("NPROC", PROCESSES), ("CORE", 0)):
+    for name, value in LIMITS.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-
 
 def serve():
     """The solution process: run the policy's code, then answer calls until the pipe closes."""
@@ -896,23 +775,21 @@ def serve():
                   "iter": iter, "next": next, "len": len, "str": str, "getitem": operator.getitem}
     for line in source:
         try:
-            operation, arguments, keywords = json.loads(line)
-            arguments, keywords = (decode(x, handles.__getitem__) for x in (arguments, keywords))
+            operation, arguments, keywords = (decode(x, handles.__getitem__) for x in json.loads(line))
             reply = ["value", encode(operations[operation](*arguments, **keywords), handles)]
         except BaseException as error:  # whatever the policy's code raises is an answer to the test
             reply = ["error", type(error).__name__]
         sink.write(json.dumps(reply).encode() + b"\n")
         sink.flush()
 
-
 class Deadline(BaseException):
     """Not an Exception, so that no test catches it."""
 
+def on_alarm(*_):
+    raise Deadline
 
 def grade():
     """The grader: read a task from stdin, print PASS or FAIL, leave no process behind."""
-    def on_alarm(*_):
-        raise Deadline
     task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
     sys.stdout = sys.stderr  # for what the tests print
     prctl = ctypes.CDLL(None).prctl
@@ -921,41 +798,34 @@ def grade():
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
-        def start(command, **more):
-            environment = {"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-            return subprocess.Popen(  # in a session of its own, or it could signal our process group
-                task["prefix"] + command, cwd=folder, env=environment, stderr=subprocess.DEVNULL,
-                start_new_session=True, **more)
+        start = functools.partial(  # in a session of its own, or it could signal our process group
+            subprocess.Popen, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"})
         try:
             (grade_tests if task["tests"] else grade_output)(task, start)
             verdict = "PASS"
         except (Exception, SystemExit, Deadline):  # a failed test, a broken pipe, the deadline: all the same
             pass
         signal.setitimer(signal.ITIMER_REAL, 0)
-        while True:
-            try:
+        with contextlib.suppress(ChildProcessError):
+            while True:
                 for path in glob.glob("/proc/self/task/*/children"):
                     for pid in open(path).read().split():
-                        os.kill(int(pid), signal.SIGKILL)
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(int(pid), signal.SIGKILL)
                 os.waitpid(-1, 0)
-            except ProcessLookupError:
-                pass
-            except ChildProcessError:
-                break
     print(verdict, file=sys.__stdout__, flush=True)
 
-
 def judges_of(nodes, defined):
-    """{name: object} of the builtins, modules and library functions that judge a solution in tests: they are
-    the real ones, whatever the solution calls so. A module is one wherever it is looked into; a function
-    where another name of the solution is in its arguments, as in isclose(half(3), 1.5): gcd(4, 6) alone is
-    what is tested."""
-    owners = [node.value for node in nodes if isinstance(node, ast.Attribute)]
-    judges, owners = {}, {node.id for node in owners if isinstance(node, ast.Name)}
-    for name in owners & defined & {*sys.stdlib_module_names, "np"}:
-        judges[name] = importlib.import_module("numpy" if name == "np" else name)
-    library = {name: getattr(module, name) for module in map(importlib.import_module, LIBRARY)
-               for name in vars(module) if not name.startswith("_")} | vars(builtins)
+    """{name: object} of the builtins, modules and library functions that judge a solution in tests: the real
+    ones, whatever the solution calls so. A module is one wherever it is looked into; a function where another
+    name of the solution is in its arguments: gcd(4, 6) alone is what is tested, isclose(half(3), 1.5) tests."""
+    looked_into = {node.value.id for node in nodes
+                   if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    judges = {name: importlib.import_module("numpy" if name == "np" else name)
+              for name in looked_into & defined & {*sys.stdlib_module_names, "np"}}
+    library = {name: value for module in map(importlib.import_module, LIBRARY)
+               for name, value in vars(module).items() if not name.startswith("_")} | vars(builtins)
     for call in nodes:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in library:
             inside = {node.id for node in ast.walk(call) if isinstance(node, ast.Name)} - {call.func.id}
@@ -963,10 +833,9 @@ def judges_of(nodes, defined):
                 judges[call.func.id] = library[call.func.id]
     return judges
 
-
 def grade_tests(task, start):
     """Raise unless every test passes. The names that the tests use come from the solution process."""
-    process = start(python("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = start(task["prefix"] + python("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(operation, *arguments, **keywords):
         message = json.dumps([operation, encode(arguments, None), encode(keywords, None)])
@@ -988,13 +857,13 @@ def grade_tests(task, start):
     for test in task["tests"]:
         exec(test, namespace)  # the data set's own code
 
+def lines_of(text):
+    """Spaces at line ends do not count."""
+    text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
+    return [line.rstrip() for line in text.rstrip().splitlines()]
 
 def grade_output(task, start):
-    """Raise unless the program prints the expected output for every input; spaces at line ends do not
-    count."""
-    def lines(text):
-        text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
-        return [line.rstrip() for line in text.rstrip().splitlines()]
+    """Raise unless the program prints the expected output for every input."""
     end = time.monotonic() + ALL_CASES
     with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf8") as program:
         program.write(task["code"])
@@ -1002,32 +871,28 @@ def grade_output(task, start):
         for given, expected in zip(task["inputs"], task["outputs"], strict=True):
             signal.setitimer(signal.ITIMER_REAL, max(0.01, min(TIME_LIMIT, end - time.monotonic())), 1)
             with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-                stdin.write(("\n".join(lines(given)) if isinstance(given, list) else str(given)).encode())
+                stdin.write("\n".join(lines_of(given)).encode() if isinstance(given, list) else given.encode())
                 stdin.seek(0)
-                process = start([sys.executable, "-I", program.name], stdin=stdin, stdout=stdout,
-                                preexec_fn=limit_this_process)
+                process = start([*task["prefix"], sys.executable, "-I", program.name], stdin=stdin,
+                                stdout=stdout, preexec_fn=limit_this_process)
                 if process.wait() != 0:
                     raise ValueError("exit status")
                 stdout.seek(0)
-                if lines(stdout.read().decode()) != lines(expected):
+                if lines_of(stdout.read().decode()) != lines_of(expected):
                     raise ValueError("wrong output")
-
 
 @functools.cache
 def sandbox():
-    """The command prefix that gives a solution network and process namespaces of its own, if that works
-    here."""
+    """The command prefix that gives a solution network and process namespaces of its own, if that works."""
     if not sys.platform.startswith("linux"):
         raise RuntimeError("code can be verified on Linux only: elsewhere its limits do not exist")
     found = shutil.which(UNSHARE[0])
     works = found and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
     return UNSHARE if works else []
 
-
 def code_block(response):
-    """-> language and content of the last fenced block; empty strings if there is none or it never ends. A
-    fence closes only on a line of its own, not deeper than it was opened: ``` in a docstring or comment is
-    text."""
+    """-> language and content of the last fenced block, or empty strings. A fence closes only on a line of its
+    own, not deeper than it was opened: ``` in a docstring or comment is text."""
     language = code = fence = ""
     for line in response.splitlines():
         mark = re.match(r"([ \t]*)(`{3,}|~{3,})\s*([^`]*?)\s*$", line)
@@ -1040,11 +905,9 @@ def code_block(response):
             content.append(line)
     return ("", "") if fence else (language, code)
 
-
 def code_reward(response, tests=None, inputs=None, outputs=None):
     """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
-    `outputs`, one for each of `inputs` (texts, or lists of lines). The one exception among the rewards:
-    RuntimeError where there is no Linux."""
+    `outputs`, one for each of `inputs` (texts, or lists of lines). RuntimeError where there is no Linux."""
     prefix, (language, code) = sandbox(), code_block(str(response))
     if language not in ("", "py", "python", "python3") or not code.strip() or not (
             any(map(is_test, tests or [])) or inputs):
@@ -1059,50 +922,40 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
         verdict, _ = grader.communicate()
     return float(verdict == b"PASS\n")
 
-
 def is_test(text):
-    """Whether a text is Python with an assert or a call in it: something that can fail, and no plain
-    answer."""
+    """Whether a text is Python with an assert or a call in it: something that can fail, no plain answer."""
     try:
         return any(isinstance(node, (ast.Assert, ast.Call)) for node in ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
+# --------------------------------------------------- a batch
 
-REWARDS = {
-    "math": math_reward,
-    "countdown": lambda response, answer: countdown_reward(response, **answer),
-    "code": lambda response, answer: code_reward(response, **answer),
-}
-
+REWARDS = {"math": math_reward,
+           "countdown": lambda response, answer: countdown_reward(response, **answer),
+           "code": lambda response, answer: code_reward(response, **answer)}
 
 def verify_batch(reward, cases, patience=300):
-    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
-    order, and {index: exception} where there is none: nan. Threads are enough: code runs in processes of its
-    own, all cores at once. TimeoutError when no verdict comes for `patience` seconds."""
-    verdicts, done, jobs = [None] * len(cases), queue.SimpleQueue(), iter(range(len(cases)))
+    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in order,
+    nan where there is none, and {index: exception} of those. Threads are enough: code runs in processes of its
+    own, all cores at once. TimeoutError when the next verdict does not come for `patience` seconds."""
+    def verdict(case):
+        try:
+            value = float(reward(*case))
+            return value if math.isfinite(value) else ValueError(f"the reward is {value}, no finite number")
+        except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
+            return error
 
-    def work():
-        for i in jobs:  # the threads share it: each takes the next
-            try:
-                verdicts[i] = float(reward(*cases[i]))
-                if not math.isfinite(verdicts[i]):
-                    verdicts[i] = ValueError(f"the reward is {verdicts[i]}, no finite number")
-            except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
-                verdicts[i] = error
-            done.put(i)
-
-    for _ in range(os.cpu_count() or 1):
-        threading.Thread(target=work, daemon=True).start()
+    pool, verdicts = ThreadPool(), []
+    results = pool.imap(verdict, cases)
     try:
-        for _ in cases:
-            done.get(timeout=patience)
-    except queue.Empty:
-        text = next(str(case[0]) for case, verdict in zip(cases, verdicts) if verdict is None)
-        raise TimeoutError(f"no verdict for {patience} seconds on the response {text[:200]!r}") from None
+        for case in cases:
+            verdicts.append(results.next(patience))
+    except multiprocessing.TimeoutError:
+        raise TimeoutError(f"no verdict for {patience} seconds on {str(case[0])[:200]!r}") from None
+    pool.close()
     errors = {i: verdict for i, verdict in enumerate(verdicts) if isinstance(verdict, BaseException)}
     return [math.nan if i in errors else verdict for i, verdict in enumerate(verdicts)], errors
-
 
 def extract(kind, response):
     """What the verifier of this kind judges, as text, or None."""
