@@ -1179,7 +1179,7 @@ def report(patterns):
     if not runs:
         fail(f"--report {' '.join(patterns)}: no finished run with an evaluation there")
     table = pd.DataFrame([row for after, before, _ in runs for row in (before, after)])
-    table = table.drop_duplicates(["run", "seed"]).set_index(["run", "seed"])
+    table = table.drop_duplicates(["run", "seed"]).set_index(["run", "seed"]).sort_index()
     passes = [name for name in table if name.startswith("pass@")]  # pass@8 and the last one say enough
     table = table.drop(columns=["length", "truncated", "ungraded", *({*passes[:-1]} - {"pass@8"})])
     compared = [name for name in table if name in runs[0][1]]  # and not what is from the log
