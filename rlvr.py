@@ -14,9 +14,8 @@ a weight, lambda, and lambda steers the entropy.
 
 Read parts 1 to 8 in this order: they are the whole method. What a run needs around it comes after the ruler.
 
-Where this differs from the paper: the standard deviation of a group is the sample one (as in TRL and verl);
-a response that the length limit cut off gets reward 0; dropout is off, so that sampler and trainer are the
-same distribution; sizes and learning rates fit one GPU, and those of the demo a CPU.
+Unlike the paper: the standard deviation of a group is the sample one (as in TRL and verl); a response that
+the length limit cut off gets reward 0; dropout is off; sizes and learning rates fit one GPU.
 
 Shapes at line ends: B responses (rows), G responses per prompt, P prompt tokens, T response tokens, N tokens
 of all rows in one list, V vocabulary, D hidden size; U different prompts, b rows of a micro-batch. """
@@ -42,17 +41,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, HfAr
 
 import verify
 
-# -------------------------------------- 1. knobs and presets
+# -------------------------- 1. knobs and presets
 
 PRESETS = {  # every configuration that the paper compares, as changes to the defaults
-    "grpo": {},
+    "grpo": {}, "rand_pos_clip": dict(pos_drop=0.1), "entropy_adv": dict(entropy_adv=0.4),
     "clip_higher": dict(eps_high=0.28), "clip_lower": dict(eps_low=0.28),
     "clip_tighter": dict(eps_low=0.12), "clip_free": dict(eps_low=math.inf, eps_high=math.inf),
     "adv_nonneg": dict(neg_weight=0.0), "adv_nonpos": dict(pos_weight=0.0),
     "pos_adv_stage": dict(pos_schedule="stage"), "pos_adv_epoch": dict(pos_schedule="epoch"),
     "pos_adv_entropy": dict(pos_schedule="entropy", pos_weight=0.0), "ada_ent_reg": dict(bonus_delta=0.005),
     "clip_cov": dict(cov_share=0.0002), "kl_cov": dict(cov_share=0.002, cov_penalty=1.0),
-    "entropy_adv": dict(entropy_adv=0.4), "rand_pos_clip": dict(pos_drop=0.1),
 }
 # What fits the demo model: a tiny network takes large steps; why reuse and a tight clip, the README says.
 DEMO = dict(steps=90, prompts_per_step=32, group_size=8, updates_per_batch=2, reuse=4, eps_low=0.05,
@@ -82,7 +80,6 @@ class Config:
     output_dir: str | None = knob(None, "folder of the run (runs/<preset>-<changed flags>-seed<seed>)")
     resume: str | None = knob(None, "folder of a run to continue, with its config, from its last checkpoint")
     seed: int = knob(0, "seeds the order of the prompts and the sampling")
-
     steps: int = knob(200, "batches of rollouts", 0)
     prompts_per_step: int = knob(32, "prompts per batch of rollouts", 1)
     group_size: int = knob(8, "responses per prompt (G)", 2)
@@ -105,7 +102,6 @@ class Config:
     lr: float = knob(1e-6, "learning rate of AdamW after warm-up", 1e-15)
     warmup_steps: int = knob(5, "steps of linear warm-up", 0)
     max_grad_norm: float = knob(1.0, "gradient clipping", 1e-15)
-
     temperature: float = knob(1.0, "sampling temperature; log-probabilities and entropies use it too", 1e-6)
     max_prompt_tokens: int = knob(512, "longer prompts are dropped", 1)
     max_new_tokens: int = knob(512, "longer responses are cut off and get reward 0", 1)
@@ -122,7 +118,7 @@ class Config:
     step: int | None = knob(None, "the step to show (the last)", 0)
     report: list[str] | None = knob(None, "train nothing: compare the finished runs in these folders")
 
-# ------------------- 2. advantages, weighted loss, schedules
+# ------- 2. advantages, weighted loss, schedules
 
 def advantages(rewards, kind="std"):
     """rewards (prompts, G) -> advantages, alike: A = (R - mean) / std within each group (GRPO), or R - mean
@@ -184,7 +180,7 @@ def variants(c, advantage, old_logp, entropy, mask, step):
         mask, penalized = (mask, highest) if c.cov_penalty else (mask & ~highest, penalized)
     return advantage, mask, penalized
 
-# ---------------------------- 3. log-probability and entropy
+# ---------------- 3. log-probability and entropy
 
 def log_softmax_entropy(logits, temperature):
     """logits (n, V) -> log-probabilities (n, V) and entropy (n,) in nats, both fp32, at this temperature."""
@@ -208,17 +204,16 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
         return logp.gather(-1, targets[:, None])[:, 0], entropy, push
 
     # All N x V logits are 2.5 GB at V = 150,000 and 4,096 tokens, several times over. So the head goes over
-    # chunks of tokens, and again in backward: about `max_logits` of them (128 MB) exist at a time.
+    # chunks of tokens, and again in backward: `max_logits` of them (128 MB) exist at a time.
     size = max(1, max_logits // head.weight.shape[0])
     pieces = zip(hidden.split(size), targets.split(size))
     return tuple(map(torch.cat, zip(*(checkpoint(chunk, h, y, use_reentrant=False) for h, y in pieces))))
 
-# --------------------------------- 4. the cache, and scoring
+# --------------------- 4. the cache, and scoring
 #
 # One idea serves sampler and trainer: a prompt is read once into the library's KV cache, and its responses
 # continue from there, token by token when sampling, all at once and with gradient when scoring.
-
-# The name of the argument; in transformers before 5.24 it is the other one.
+# The argument's name; transformers before 5.24 has the other.
 CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
 
 def padded(rows, device, side="right"):
@@ -298,7 +293,7 @@ def score_all(policy, rollouts, rows, c):
         grids[:, part, :logp.shape[1]] = torch.stack([logp, entropy])
     return all_sum(grids)
 
-# ----------------------------------------------- 5. sampling
+# ----------------------------------- 5. sampling
 
 @dataclass
 class Rollouts:
@@ -405,7 +400,7 @@ def rollout(policy, problems, group_size, c, *coordinates):
     return Rollouts([p for p in problems for _ in range(group_size)], responses, finished.tolist(), texts,
                     logp[:, :T], entropy[:, :T], mask)
 
-# ---------------------------------------------- 6. verifying
+# ---------------------------------- 6. verifying
 
 def judge(rollouts, reward):
     """Verify this process's share of the responses -> {row: reward}, {row: why there is none}. One that was
@@ -421,9 +416,8 @@ def judge(rollouts, reward):
     return dict.fromkeys(mine, -math.inf) | dict(zip(asked, verdicts)), errors
 
 def rewards_of(judged):
-    """What judge() returned, in all processes -> rewards (B,) on the CPU, nan where there is none, and {row:
-    why}. A response that was cut off gets 0, or the lowest reward of the batch if that is less: or rambling
-    on would pay where rewards are negative."""
+    """What judge() returned, in all processes -> rewards (B,), nan where there is none, {row: why}. A cut-off
+    response gets 0, or the lowest reward if that is less: rambling must not pay if rewards are negative."""
     rewards, errors = map(merged, judged)
     if len(errors) == len(rewards):
         fail("no response can be judged", next(iter(errors.values())))
@@ -433,7 +427,7 @@ def rewards_of(judged):
     lowest = min([0.0, *rewards[rewards.isfinite()].tolist()])
     return rewards.masked_fill(rewards == -math.inf, lowest), errors
 
-# -------------------------------- 7. the update of one batch
+# -------------------- 7. the update of one batch
 
 def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, state, c):
     """`reuse` passes over `updates_per_batch` mini-batches of whole groups. old_logp, A, alive, penalized are
@@ -476,7 +470,7 @@ def update_policy(policy, optimizer, rollouts, old_logp, A, alive, penalized, st
         fail(f"step {state['step']}: the ratio was off 1 by {gap:.2f} before any update: is scoring random?")
     return total, statistics.fmean(norms)
 
-# ----------------------------------------------- 8. the loop
+# ----------------------------------- 8. the loop
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 STAGES = ("seconds_sample", "seconds_score", "seconds_verify", "seconds_update")
@@ -607,7 +601,7 @@ def fail(message, error=None):
 
 @contextmanager
 def explained(message):
-    """One line for any error inside: foreign files, models and the user's code raise all sorts of them."""
+    """One line for any error inside: foreign files, models and users' code raise all sorts."""
     try:
         yield
     except Exception as error:
@@ -651,7 +645,7 @@ def uniforms(rows, columns, *coordinates):
 def shuffled(items, *coordinates):
     return random.Random(seed_of(*coordinates)).sample(items, len(items))
 
-# ------------------------------------------- 9. command line
+# ------------------------------- 9. command line
 
 STARTING = {"resume", "show", "step", "report"}  # what a run does not depend on
 
@@ -696,7 +690,7 @@ def name_of(config):
                if name in usual and name not in apart and str(value) != str(usual[name])]
     return "-".join([config["preset"], *changed])[:200]
 
-# ---------------------------------------------- 10. problems
+# ---------------------------------- 10. problems
 
 INSTRUCTIONS = {  # appended to every question, so that the verifier finds the answer
     "math": "Reason step by step, and put the final answer within \\boxed{}.",
@@ -852,7 +846,7 @@ def load_reward(name):
         function = runpy.run_path(path)[function]
     return lambda response, problem: function(response, problem.answer)
 
-# ------------------------------------------------ 11. policy
+# ------------------------------------ 11. policy
 
 @dataclass
 class Policy:
@@ -889,9 +883,8 @@ def is_demo(name):
     return name == "demo" or saved.is_file() and '"rlvr_demo"' in saved.read_text(errors="replace")
 
 def pretrain_demo(folder, steps=1000, batch=128):
-    """Build the demo policy and save it as a Hugging Face folder: some minutes on two cores. It learns from
-    random calculations, half of them with a random target instead of theirs: like web text, arithmetic right
-    and goal ignored, that leaves the skill there, but buried."""
+    """Build the demo policy and save it: some minutes on two cores. It learns from random calculations, half
+    of them with a random target instead of theirs: like web text, that leaves the skill there, but buried."""
     from tokenizers import Tokenizer, decoders, models
     special = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
     vocabulary = {token: i for i, token in enumerate([*special.values(), *"0123456789+-*/=,:"])}
@@ -964,10 +957,10 @@ def load_policy(c, checkpoint_folder=None):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return Policy(model, tokenizer, stop_ids, device == "cuda" and not c.eager_decoding)
 
-# -------------------------------------------- 12. evaluation
+# -------------------------------- 12. evaluation
 
 def pass_at_k(n, correct, k):
-    """Unbiased estimate, from n samples of which `correct` are right, that of k one is (arXiv 2107.03374)."""
+    """Unbiased chance that one of k is right, when `correct` of n are (arXiv 2107.03374)."""
     return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 def ngram_diversity(responses):
@@ -1008,7 +1001,7 @@ def evaluate(policy, problems, reward, c):
             "truncated": 1 - sum(rollouts.finished) / len(rewards), "ungraded": rewards.isnan().sum().item(),
             "intervals": dict(zip(names, interval.tolist()))}
 
-# ----------------------------------- 13. the folder of a run
+# ----------------------- 13. the folder of a run
 
 def read_json(file):
     """The value in a JSON file, None where there is no file."""
@@ -1044,8 +1037,8 @@ class Run:
                       key=lambda path: int(path.name[11:]))
 
     def open(self):
-        """-> its last checkpoint or None, its summary so far. What is no part of this very run is refused;
-        what the logs have from after the checkpoint goes, as those steps run again."""
+        """-> last checkpoint or None, summary so far. Other folders are refused; what the logs have from after
+        the checkpoint goes: those steps run again."""
         c, out, saved = self.c, self.out, read_json(self.out / "config.json")
         foreign = not saved and out.exists() and any(path.suffix != ".tmp" for path in out.iterdir())
         other = [f"--{name}" for name in self.config if saved and self.config[name] != saved.get(name)
@@ -1078,7 +1071,7 @@ class Run:
             write(self.out / f"{name}.json", json.dumps(getattr(self, name), indent=1))
 
     def save(self, policy, optimizer, state):
-        """Write a checkpoint with all that an exact continuation needs; the oldest ones go."""
+        """Write a checkpoint with all that an exact continuation needs; old ones go."""
         policy.save(self.out / f"checkpoint-{state['step']:06d}", **state, optimizer=optimizer.state_dict())
         for old in self.checkpoints()[:-self.c.keep] if RANK == 0 else ():
             shutil.rmtree(old)
@@ -1112,8 +1105,7 @@ def peak_memory():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 def stop_on_signals():
-    """-> a list that Ctrl-C or SIGTERM fills, for a loop to look at. The same again stops at once; not the
-    other, as torchrun passes a Ctrl-C on as a SIGTERM."""
+    """-> a list that Ctrl-C or SIGTERM fills (torchrun: first one, then the other); twice stops at once."""
     seen = []
     def on_signal(number, frame):
         if number in seen:
@@ -1137,7 +1129,7 @@ def warn_if_useless(c, record, start):
     if record["truncated"] > 0.2:
         warn("over a fifth of the responses is cut off and gets reward 0; raise --max_new_tokens")
 
-# ---------------------------- 14. comparing and reading runs
+# ---------------- 14. comparing and reading runs
 
 STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # t, 97.5 %, for 1 to 9 degrees of freedom
 
@@ -1158,7 +1150,8 @@ def read_run(folder):
     return run | after, run | {"run": "before training"} | before, log.assign(**run)
 
 def cell(values, reference):
-    """Values by seed, of a run and of grpo -> "mean ± standard deviation (change in % ± 95 % interval)"."""
+    """Values by seed, of a run and of grpo -> "mean ± standard deviation (change in % ± 95 % interval)", the
+    change paired by seed, its interval by Student."""
     change, text = (100 * (values / reference - 1)).dropna(), f"{values.mean():.3f} ± {values.std():.3f}"
     if len(change):
         half = STUDENT[min(len(change), 10) - 2] * change.sem()
@@ -1166,9 +1159,8 @@ def cell(values, reference):
     return text.replace(" ± nan", "").replace("nan", "")
 
 def report(patterns):
-    """Print a Markdown table of finished runs, highest entropy first: mean ± standard deviation over seeds;
-    in brackets the change in percent against grpo, paired by seed, with half of its 95 % interval (Student);
-    at last Spearman's correlation of entropy with each metric over all runs."""
+    """Print a Markdown table of finished runs, highest entropy first: cells as in cell(); at last Spearman's
+    correlation of entropy with each metric over all runs."""
     import pandas as pd
     runs = []
     for folder in sum((sorted(glob.glob(pattern)) for pattern in patterns), []):
@@ -1230,7 +1222,7 @@ def show(folder, step=None):
             print(f"{color}{token}" + "\033[0m" * bool(color), end="")
         print()
 
-# -------------------------------------------------- 15. main
+# -------------------------------------- 15. main
 
 def main(argv=None):
     transformers.utils.logging.set_verbosity_error()   # its advice is about nothing that a user sets here

@@ -42,7 +42,6 @@ SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_la
 SLIDING = dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
 GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320, initializer_range=0.4)
 
-
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -51,7 +50,6 @@ def bpe_tokenizer(pad_is_eos, chat_template=None):
         vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     return tf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=chat_template,
                                       pad_token="<|im_end|>" if pad_is_eos else "<pad>")
-
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
@@ -71,36 +69,29 @@ def folders(tmp_path_factory):
         "below = lambda response, answer: -1 - len(response) % 2\n")
     return root
 
-
 def command(*flags):
     """Flags as a command line has them: ("--lr 1", path) -> ["--lr", "1", "/the/path"]."""
     return " ".join(map(str, flags)).split()
 
-
 def config(model, *flags):
     return rlvr.parse_config(command("--model", model, *flags))
-
 
 @pytest.fixture(params=["qwen", "llama", "gemma", "demo"])
 def policy(folders, request):
     return rlvr.load_policy(config(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16"))
 
-
 def read_lines(file, drop=("seconds", "peak_memory")):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
             for line in Path(file).read_text().splitlines()]
-
 
 def write_lines(file, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
-
 def go(out, *flags):
     """A whole run -> its metrics."""
     rlvr.main(command(*flags, "--output_dir", out))
     return read_lines(out / "metrics.jsonl") if (out / "metrics.jsonl").exists() else []
-
 
 def message_of(*argv):
     """The one line with which a command stops."""
@@ -110,17 +101,14 @@ def message_of(*argv):
     assert isinstance(message, str) and message.startswith("rlvr.py: ") and "\n" not in message
     return message
 
-
 def weights(folder):
     return torch.cat([p.flatten() for p in tf.AutoModelForCausalLM.from_pretrained(folder).parameters()])
-
 
 # ------------------------------------------------------------------------------------------------------- loss
 
 def knobs(**values):
     return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0, seed=0,
                                   cov_share=0.0, cov_penalty=0.0) | values)
-
 
 def loss_of(ratio, A, lam=1.0, normalizer=None, **values):
     """Loss and gradient on logp for a (1, T) row of ratios with one advantage."""
@@ -130,7 +118,6 @@ def loss_of(ratio, A, lam=1.0, normalizer=None, **values):
     loss.backward()
     return loss.item(), logp.grad[0], sums
 
-
 @pytest.mark.parametrize("A, ratio, alive", [(1.0, 0.5, True), (1.0, 1.0, True), (1.0, 1.5, False),
                                              (-1.0, 0.5, False), (-1.0, 1.0, True), (-1.0, 1.5, True)])
 def test_gradient_lives_where_the_paper_says(A, ratio, alive):
@@ -138,13 +125,11 @@ def test_gradient_lives_where_the_paper_says(A, ratio, alive):
     assert gradient.item() == pytest.approx(-ratio * A if alive else 0.0)  # descent raises logp where A > 0
     assert sums["clip_pos"] + sums["clip_neg"] == (not alive)
 
-
 def test_lambda_touches_positive_tokens_only():
     for A in (1.0, -1.0):
         plain, weighted = loss_of([0.9, 1.1], A)[1], loss_of([0.9, 1.1], A, lam=0.25)[1]
         assert torch.allclose(weighted, plain * (0.25 if A > 0 else 1.0))
         assert torch.allclose(loss_of([0.9, 1.1], A, neg_weight=0.5)[1], plain * (0.5 if A < 0 else 1.0))
-
 
 def test_lambda_one_is_clipped_grpo():
     """The twin writes out the cases of the minimum, token by token."""
@@ -160,17 +145,14 @@ def test_lambda_one_is_clipped_grpo():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert (sums["tokens_pos"], sums["tokens_neg"]) == (7, 1)
 
-
 def test_no_clipping_with_infinite_eps():
     assert loss_of([1e-3], -1.0, eps_low=math.inf)[1].item() == pytest.approx(1e-3)
     assert loss_of([1e3], 1.0, eps_high=math.inf)[1].item() == pytest.approx(-1e3)
-
 
 @pytest.mark.parametrize("A", [1.0, -1.0, 0.0])
 def test_batches_of_one_sign_are_finite(A):
     loss, gradient, _ = loss_of([1.0, 1.0], A)
     assert math.isfinite(loss) and torch.isfinite(gradient).all() and (A != 0 or not gradient.any())
-
 
 def test_dH_is_the_entropy_change_of_a_small_step():
     """Logits as parameters, one small gradient step: the entropy moves as dH_pos + dH_neg say."""
@@ -188,14 +170,12 @@ def test_dH_is_the_entropy_change_of_a_small_step():
     H = [torch.distributions.Categorical(logits=x).entropy().sum().item() for x in (start, start + step)]
     assert (H[1] - H[0]) / eta == pytest.approx(sums["dH_pos"] + sums["dH_neg"], rel=1e-2)
 
-
 def variant(tokens, **values):
     """variants() of rows of (log-probability, advantage of the row, entropy) -> advantages, alive, penalized."""
     logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
     mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
     A = torch.tensor(tokens["A"])[:, None].expand(mask.shape)
     return rlvr.variants(knobs(**values), A, logp, entropy, mask, 3)
-
 
 def test_methods_that_the_paper_compares():
     tokens = dict(A=[2.0, -1.0, 0.0], logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
@@ -215,7 +195,6 @@ def test_methods_that_the_paper_compares():
     _, alive, penalized = variant(tokens, cov_share=0.4, cov_penalty=1.0)
     assert alive.tolist() == tokens["mask"] and torch.equal(penalized, covered)
 
-
 def policy_gradient(policy, prompts, responses, A, split, pad=0):
     """Gradient of the loss of these rows, in the given micro-batches."""
     policy.model.zero_grad()
@@ -228,10 +207,8 @@ def policy_gradient(policy, prompts, responses, A, split, pad=0):
         loss.backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]).clone()
 
-
 ROWS = ([[5, 6, 7], [4, 0, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7], [13, 8, 8]],  # prompts, two of them the same
         [[3, 4, 5, 6, 7, 8], [9], [0, 10, 11, 0], [12] * 8])                    # responses; 0 is pad or eos somewhere
-
 
 def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
     A = torch.tensor([1.0, -1.0, 0.5, -2.0])
@@ -239,7 +216,6 @@ def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
     for split, pad in (([[3, 1, 0, 2]], 0), ([[0], [1], [2], [3]], 0), ([[2, 0], [1, 3]], 5)):
         assert torch.allclose(policy_gradient(policy, *ROWS, A, split, pad), whole, rtol=1e-3, atol=1e-6)
     assert whole.abs().max() > 1e-3
-
 
 def test_micro_batches_hold_the_budget_and_every_row():
     rand = random.Random(0)
@@ -250,7 +226,6 @@ def test_micro_batches_hold_the_budget_and_every_row():
     costs = [sum(len(responses[i]) for i in b) + sum(map(len, {prompts[i] for i in b})) for b in batches]
     assert max(costs) <= 64 and sum(costs) / len(costs) > 48  # full ones, with each prompt counted once
     assert rlvr.micro_batches([119], prompts, responses, 4) == [[119]]  # a row over the budget goes alone
-
 
 # ------------------------------------------------------------------------------- log-probability and entropy
 
@@ -275,7 +250,6 @@ def test_chunked_head_equals_dense_twin(temperature):
     for a, b in zip(fast, (hidden.grad, head.weight.grad, head.bias.grad)):
         assert torch.allclose(a, b, atol=1e-5)
 
-
 def test_chunked_head_never_holds_all_logits():
     """Counted where they are made: the largest output of the head."""
     head, sizes = torch.nn.Linear(4, 1000), []
@@ -285,19 +259,16 @@ def test_chunked_head_never_holds_all_logits():
     logp.sum().backward()
     assert max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000  # each token once forward, once again in backward
 
-
 def test_entropy_of_a_uniform_distribution_is_log_v():
     logp, entropy = rlvr.log_softmax_entropy(torch.zeros(3, 77, dtype=torch.bfloat16), 1.0)
     assert entropy.dtype == logp.dtype == torch.float32
     assert torch.allclose(entropy, torch.full((3,), math.log(77)))
-
 
 def slow_score(model, prompts, responses, temperature):
     """Each row alone through the whole model, without padding, cache or chunks -> [(logp, entropy)]."""
     for p, r in zip(prompts, responses):
         dense = torch.log_softmax(model(torch.tensor([p + r])).logits[0, len(p) - 1:-1].float() / temperature, -1)
         yield dense[torch.arange(len(r)), torch.tensor(r)], -(dense.exp() * dense).sum(-1)
-
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_score_equals_one_row_at_a_time(policy, checkpointing):
@@ -320,7 +291,6 @@ def test_score_equals_one_row_at_a_time(policy, checkpointing):
         assert torch.allclose(entropy[i, :n], slow_entropy, atol=1e-4)
         assert not logp[i, n:].any() and not entropy[i, n:].any()
 
-
 def test_scoring_reads_each_prompt_once(policy):
     tokens = []
     hook = policy.model.base_model.register_forward_hook(
@@ -330,15 +300,12 @@ def test_scoring_reads_each_prompt_once(policy):
     hook.remove()
     assert shape == (5, 30) and tokens == [(2, 5), (5, 29)]  # two prompts, then all responses but for the last token
 
-
 # ----------------------------------------------------------------------------------------------------- sampler
 
 PROMPTS = [[5, 6, 7], [4, 0, 9, 10, 11, 12], [13]]  # unequal lengths, one with the pad or eos id inside
 
-
 def seeded(rows, columns, seed):
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
-
 
 def slow_sample(policy, prompt, uniforms, temperature):
     """One response, no cache: read everything again for each token."""
@@ -357,7 +324,6 @@ def slow_sample(policy, prompt, uniforms, temperature):
             break
     return ids[len(prompt):], logps, entropies
 
-
 def assert_sampler_equals_slow_twin(policy):
     policy, uniforms = replace(policy, stop_ids=list(range(0, 320, 9))), seeded(12, 16, 3)  # responses of all lengths
     with torch.no_grad():
@@ -370,10 +336,8 @@ def assert_sampler_equals_slow_twin(policy):
             assert entropy[row, :n].tolist() == pytest.approx(slow[2], abs=1e-4)
     assert len(set(lengths.tolist())) > 2 and not tokens[:, 15][lengths < 16].any()
 
-
 def test_sampler_equals_slow_twin(policy):
     assert_sampler_equals_slow_twin(policy)
-
 
 FAMILIES = {
     "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
@@ -382,7 +346,6 @@ FAMILIES = {
     "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2,
                                                            num_attention_heads=4, initializer_range=0.4)),
     "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2))}
-
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_sample_and_score_as_their_slow_twins(family):
@@ -396,7 +359,6 @@ def test_other_families_sample_and_score_as_their_slow_twins(family):
         for row, (slow, _) in zip(logp, slow_score(model, *ROWS, 1.0)):
             assert torch.allclose(row[:len(slow)], slow, atol=1e-4)
 
-
 def test_retiring_and_batching_change_nothing(policy):
     policy, uniforms = replace(policy, stop_ids=list(range(0, 320, 5))), seeded(48, 16, 4)
     together = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
@@ -404,7 +366,6 @@ def test_retiring_and_batching_change_nothing(policy):
         own = slice(16 * i, 16 * i + 16)
         alone = rlvr.sample(policy, [prompt], uniforms[own], 1.0)
         assert torch.equal(alone[0], together[0][own]) and torch.equal(alone[1], together[1][own])
-
 
 class Tape(TorchDispatchMode):
     """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat them
@@ -428,7 +389,6 @@ class Tape(TorchDispatchMode):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
-
 def test_graphs_decode_token_for_token(policy, monkeypatch):
     """A capture runs the step without effect on a GPU; the tape runs it, so its step is undone."""
     policy = replace(policy, stop_ids=list(range(0, 320, 9)))
@@ -450,7 +410,6 @@ def test_graphs_decode_token_for_token(policy, monkeypatch):
         assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(one_by_one[3:], by_graph[3:]))
     assert len(Tape.replays) > 10
 
-
 def test_cost_follows_the_tokens_produced(policy):
     """Rows that the model is given: at most twice the tokens produced, and one prefill per prompt."""
     policy, rows = replace(policy, stop_ids=list(range(0, 320, 5))), []
@@ -460,7 +419,6 @@ def test_cost_follows_the_tokens_produced(policy):
     hook.remove()
     assert rows[0] == 3 and sum(rows[1:]) <= 2 * int(lengths.sum())
 
-
 def test_greedy_equals_generate(policy):
     """At a vanishing temperature sampling is the argmax."""
     for prompt in PROMPTS:
@@ -469,7 +427,6 @@ def test_greedy_equals_generate(policy):
         twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16,
                                      eos_token_id=policy.stop_ids, pad_token_id=0)
         assert tokens[0, :int(lengths[0])].tolist() == twin[0, len(prompt):].tolist()
-
 
 def test_rollout_agrees_with_score_and_chunks(policy):
     c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9, micro_batch_tokens=20)
@@ -487,14 +444,12 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     grids = rlvr.score_all(policy, whole, range(12), c)  # in micro-batches, nothing outside the responses
     assert torch.allclose(grids, torch.stack([logp, entropy]), atol=1e-4)
 
-
 def test_samples_follow_the_distribution(policy):
     """Frequencies of the first token against the softmax (chi-square like, seeded)."""
     tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
     p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
     counts = torch.bincount(tokens, minlength=len(p))
     assert ((counts - 20000 * p).abs() <= 5 * (20000 * p * (1 - p)).sqrt() + 1).all()
-
 
 # --------------------------------------------------------------- advantages, pass@k, schedules, evaluation
 
@@ -508,12 +463,10 @@ def test_advantages():
     for value, group in itertools.product((0.1, 0.7, 1 / 3), range(2, 20)):
         assert not rlvr.advantages(torch.full((1, group), value)).any()
 
-
 def test_pass_at_k_equals_brute_force():
     for n, correct, k in itertools.product([6], range(7), range(1, 7)):
         draws = list(itertools.combinations([True] * correct + [False] * (n - correct), k))
         assert rlvr.pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
 
 def test_schedules():
     def c(schedule):
@@ -529,7 +482,6 @@ def test_schedules():
     assert path == pytest.approx([0.35, 0.4, 0.35, 0.3, 0.25, 0.3])
     assert next_weight(c("entropy"), 1, 0.98, 0.3) == 1.0 and next_weight(c("entropy"), 1, 0.02, 0.1) == 0.0
 
-
 def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
     c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
     state, path = {"step": 0, "bonus": 0.01, "pos_weight": 0.0, "start_entropy": None}, []
@@ -540,14 +492,12 @@ def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
     assert [weight for weight, _ in path] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
     assert state["start_entropy"] == 0.1 and state["step"] == 7
 
-
 def test_ngram_diversity():
     assert rlvr.ngram_diversity([[1, 2, 3, 4], [5, 6, 7, 8]]) == 1.0
     assert rlvr.ngram_diversity([[1, 2, 3, 4]] * 4) == 0.25
     assert rlvr.ngram_diversity([[7, 7, 7]]) == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)  # no 4-gram
     assert rlvr.ngram_diversity([[1] * 4] * 2) == pytest.approx((1 / 8 + 1 / 6 + 1 / 4 + 1 / 2) / 4)
     assert rlvr.ngram_diversity([[]]) == 0.0
-
 
 def test_calibration():
     """The twin goes bin by bin, in numbers that are exact in binary."""
@@ -563,11 +513,9 @@ def test_calibration():
     assert over == pytest.approx(sum(confidence) / 300 - sum(correct) / 300)
     assert rlvr.calibration(torch.ones(4), torch.ones(4)) == (0.0, 0.0)
 
-
 def batch_of(texts, finished=None, kind="math", answer="4"):
     return SimpleNamespace(problems=[SimpleNamespace(kind=kind, answer=answer)] * len(texts), texts=texts,
                            finished=finished or [True] * len(texts))
-
 
 def test_evaluate_counts(policy, monkeypatch):
     """Against rollouts that are known: 2 problems x 4 responses; of 3 samples there is a pass@3."""
@@ -587,12 +535,10 @@ def test_evaluate_counts(policy, monkeypatch):
     result = rlvr.evaluate(policy, [None] * 2, lambda text, problem: 1.0, SimpleNamespace(eval_samples=3, seed=0))
     assert list(result)[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
 
-
 def test_a_cut_off_response_gets_no_reward_and_never_the_best():
     cut_off = batch_of(["\\boxed{4}"] * 2, [True, False])
     assert rlvr.rewards_of(rlvr.judge(cut_off, rlvr.load_reward("auto")))[0].tolist() == [1.0, 0.0]
     assert rlvr.rewards_of(rlvr.judge(cut_off, lambda text, problem: -3))[0].tolist() == [-3.0, -3.0]
-
 
 def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
     def reward(text, problem):
@@ -611,7 +557,6 @@ def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
     with pytest.raises(SystemExit, match="the reward function hangs"):
         rlvr.judge(rollouts, lambda text, problem: time.sleep(1))
 
-
 # ---------------------------------------------------------------------------------------------------- problems
 
 def test_countdown_problems_are_solvable_distinct_and_seeded():
@@ -625,12 +570,10 @@ def test_countdown_problems_are_solvable_distinct_and_seeded():
     with pytest.raises(SystemExit, match="not 14001"):
         list(rlvr.countdown_rows(14001))
 
-
 def test_demo_tokenizer_survives_auto_tokenizer(folders):
     tokenizer, text = rlvr.load_policy(config(folders / "demo")).tokenizer, "3,15,7=26:15-3=12,12*7=84"
     assert len(tokenizer.encode(text)) == len(text)
     assert tokenizer.decode(tokenizer.encode(text) + [tokenizer.eos_token_id], skip_special_tokens=True) == text
-
 
 def test_a_saved_demo_policy_is_the_demo_again(folders):
     c = config(folders / "demo", "--num_prompts 200 --eval_prompts 20")
@@ -640,20 +583,17 @@ def test_a_saved_demo_policy_is_the_demo_again(folders):
     assert len(train) == 200 and len(held_out) == 20
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
 
-
 def test_countdown_in_words_for_a_real_model(folders):
     c = config(folders / "qwen", "--num_prompts 40 --eval_prompts 5 --max_new_tokens 16 --max_prompt_tokens 200")
     train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
     assert "<answer>" in train[0].prompt and str(train[0].answer["target"]) in train[0].prompt
     assert train[0].prompt.endswith("<|im_start|>assistant\n") and train[0].kind == "countdown"
 
-
 SHAPES = {  # a row, what its answer is read as
     "gsm8k": ({"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"}, "4{i}"),
     "math": ({"problem": "What is 40 + {i}?", "solution": "So \\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"}, "4{i}"),
     "math500": ({"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"}, "4{i}"),
     "plain": ({"prompt": "What is 40 + {i}?", "answer": "4{i}"}, "4{i}")}
-
 
 @pytest.mark.parametrize("shape, suffix", [*itertools.product(SHAPES, ["jsonl"]), ("gsm8k", "parquet"),
                                            ("plain", "csv"), ("math", "json"), ("plain", "disk")])
@@ -678,14 +618,11 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
         assert problem.answer == expected.pop(question) and problem.kind == "math"
         assert problem.prompt.endswith("\nAnswer:") and "\\boxed" in problem.prompt
 
-
 SMALL_DATA = "--prompts_per_step 4 --max_new_tokens 8 --max_prompt_tokens 200"
-
 
 def problems_of(folders, model, file, rows, *flags):
     c = config(folders / model, "--dataset", write_lines(file, rows), SMALL_DATA, *flags)
     return sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
-
 
 def test_chat_messages_and_tests(folders, tmp_path):
     """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: a list of asserts; TinyZero:
@@ -707,7 +644,6 @@ def test_chat_messages_and_tests(folders, tmp_path):
         {"question": f"{i}?", "answer": ["10", "ten"]} for i in range(6)])
     assert problems[0].kind == "math" and verify.REWARDS["math"]("\\boxed{ten}", problems[0].answer) == 1.0
 
-
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
     rows = [{"q": "short", "a": "1"}, {"q": "short", "a": "1"}, {"q": "word " * 200, "a": "2"},
             {"q": "no answer", "a": None}, {"q": "", "a": "3"}, {"q": "other", "a": "4"}]
@@ -716,7 +652,6 @@ def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "skipped 3 rows" in shown and "1 with a prompt longer than --max_prompt_tokens 200" in shown
     assert "1 with no answer" in shown and "1 with no question" in shown
-
 
 def test_folder_with_several_subsets_takes_main(folders, tmp_path):
     """Like openai/gsm8k on the hub: two configurations, none given."""
@@ -729,7 +664,6 @@ def test_folder_with_several_subsets_takes_main(folders, tmp_path):
         rows, columns = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, *flags))
         rows = list(rows)
         assert len(rows) == 9 and rows[0]["question"].startswith(name) and columns == ["question", "answer"]
-
 
 # ---------------------------------------------------------------------------------------- presets, bad input
 
@@ -748,7 +682,6 @@ def test_presets_and_precedence():
     for name in rlvr.PRESETS:
         parsed("--preset", name)
     assert math.isinf(parsed("--eps_high inf").eps_high)
-
 
 BAD_FLAGS = """
 --learning_rate 1                    | --learning_rate, --help
@@ -771,13 +704,11 @@ BAD_FLAGS = """
 --pos_weight 2                       | --pos_weight 2
 """
 
-
 @pytest.mark.parametrize("line", BAD_FLAGS.strip().splitlines())
 def test_bad_flags(line):
     argv, words = line.split("|")
     message = message_of(argv)
     assert all(word.strip() in message for word in words.split(","))
-
 
 def test_bad_models_and_data(folders, tmp_path):
     out = f"--output_dir {tmp_path / 'run'}"
@@ -799,7 +730,6 @@ def test_bad_models_and_data(folders, tmp_path):
     assert "nothing" in message_of(qwen, f"--reward {folders / 'own.py'}:nothing")
     assert "2nd epoch" in message_of(f"--model {folders / 'demo'} --preset pos_adv_epoch --steps 2", out)
 
-
 def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
     policy = rlvr.load_policy(config(folders / "llama", "--max_new_tokens 8 --max_prompt_tokens 8"))
     flags = f"--max_prompt_tokens 100 --max_new_tokens 8 --output_dir {tmp_path / 'run'}"
@@ -812,7 +742,6 @@ def test_tokenizer_without_eos_or_with_too_many_tokens(folders, tmp_path):
     policy.save(tmp_path / "large")
     assert "embedding only 320" in message_of("--model", tmp_path / "large", flags)
 
-
 def test_weights_that_do_not_fit_are_not_made_up(folders, tmp_path):
     from safetensors.torch import load_file, save_file
     shutil.copytree(folders / "qwen", tmp_path / "model")
@@ -822,236 +751,84 @@ def test_weights_that_do_not_fit_are_not_made_up(folders, tmp_path):
     flags = f"--max_prompt_tokens 100 --max_new_tokens 8 --output_dir {tmp_path / 'run'}"
     assert "would be random" in message_of("--model", tmp_path / "model", flags)
 
-
 # ---------------------------------------------------------------------------------------------------- verify.py
 
 RIGHT = r"""
-42 | 42.00
--3 | -(3)
-1234567 | 1,234,567
-1234567 | 1{,}234{,}567
-24500 | 24 500
-\frac{7}{3} | \tfrac73
--\frac{7}{3} | -2\frac{1}{3}
-1.75 | 1 3/4
-\frac{3}{4} | {3 \over 4}
-\frac{6}{8} | 0.75
-\frac13 | 0.\overline{3}
-25\% | 25
-0.25 | 25\%
-\$1,250.50 | 1250.5
-1500000 | \$1.5\text{ million}
-15\mbox{ cm}^2 | 15
-12\text{ m}^2 | 12\text{ square meters}
-60\text{ km/h} | 60\text{ km per hour}
-8\text{ hours} | 8 hrs
-90^\circ | 90°
-6.02\times 10^{23} | 602000000000000000000000
-3000 | 3e3
-2\sqrt{2} | √8
-1+\sqrt{2} | \sqrt{3+2\sqrt{2}}
--2 | \sqrt[3]{-8}
-2^{1/2} | sqrt(2)
-36\pi | \frac{4}{3}\pi (3)^3
-e^{i\pi} | -1
-\frac{1+i\sqrt3}{2} | \frac12+\frac{\sqrt3}{2}i
-\frac{2}{x^2-1} | \frac{1}{x-1}-\frac{1}{x+1}
-2^{n+1} | 2\cdot 2^n
-\sin 2x | 2\sin x\cos x
-\tan^2 y+1 | \sec^2 y
-\binom{n}{2} | \frac{n(n-1)}{2}
-\log_2 10 | \frac{\ln 10}{\ln 2}
-\frac{\pi}{6} | \sin^{-1}\frac12
-\frac{1}{2} | \sin 30^\circ
-5 | x = 5
-14 | AB=BC=14
-y=2x+3 | 2x-y+3=0
-f(x)=x^2+1 | x^2+1
-(x,y)=(1,2) | (1, 2)
-[0,1) | 0\le x<1
-(-\infty,0)\cup(1,\infty) | x<0 \text{ or } x>1
-x<4 | -x>-4
-\{1,2,3\} | 3,2,1
-3, 5 | 5\text{ and }3
-2,7 | x_1=2,\ x_2=7
-2\pm\sqrt{7} | 2-\sqrt7, 2+\sqrt7
+42 | 42.00  ¦  -3 | -(3)  ¦  1234567 | 1,234,567  ¦  1234567 | 1{,}234{,}567  ¦  24500 | 24 500
+\frac{7}{3} | \tfrac73  ¦  -\frac{7}{3} | -2\frac{1}{3}  ¦  1.75 | 1 3/4  ¦  \frac{3}{4} | {3 \over 4}
+\frac{6}{8} | 0.75  ¦  \frac13 | 0.\overline{3}  ¦  25\% | 25  ¦  0.25 | 25\%  ¦  \$1,250.50 | 1250.5
+1500000 | \$1.5\text{ million}  ¦  15\mbox{ cm}^2 | 15  ¦  12\text{ m}^2 | 12\text{ square meters}
+60\text{ km/h} | 60\text{ km per hour}  ¦  8\text{ hours} | 8 hrs  ¦  90^\circ | 90°
+6.02\times 10^{23} | 602000000000000000000000  ¦  3000 | 3e3  ¦  2\sqrt{2} | √8
+1+\sqrt{2} | \sqrt{3+2\sqrt{2}}  ¦  -2 | \sqrt[3]{-8}  ¦  2^{1/2} | sqrt(2)  ¦  36\pi | \frac{4}{3}\pi (3)^3
+e^{i\pi} | -1  ¦  \frac{1+i\sqrt3}{2} | \frac12+\frac{\sqrt3}{2}i
+\frac{2}{x^2-1} | \frac{1}{x-1}-\frac{1}{x+1}  ¦  2^{n+1} | 2\cdot 2^n  ¦  \sin 2x | 2\sin x\cos x
+\tan^2 y+1 | \sec^2 y  ¦  \binom{n}{2} | \frac{n(n-1)}{2}  ¦  \log_2 10 | \frac{\ln 10}{\ln 2}
+\frac{\pi}{6} | \sin^{-1}\frac12  ¦  \frac{1}{2} | \sin 30^\circ  ¦  5 | x = 5  ¦  14 | AB=BC=14
+y=2x+3 | 2x-y+3=0  ¦  f(x)=x^2+1 | x^2+1  ¦  (x,y)=(1,2) | (1, 2)  ¦  [0,1) | 0\le x<1
+(-\infty,0)\cup(1,\infty) | x<0 \text{ or } x>1  ¦  x<4 | -x>-4  ¦  \{1,2,3\} | 3,2,1
+3, 5 | 5\text{ and }3  ¦  2,7 | x_1=2,\ x_2=7  ¦  2\pm\sqrt{7} | 2-\sqrt7, 2+\sqrt7
 \begin{pmatrix} 1 \\ -2 \end{pmatrix} | \begin{bmatrix} 1 \\ -2 \end{bmatrix}
 \begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix} | \left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]
-B | \textbf{(B)}
-\text{Yes} | yes
-1011_2 | 1011
-3:4 | 3 : 4
-18446744073709551616 | 2^{64}
-\infty | +∞
-\emptyset | \{\}
-x\le 3 | x≤3
--5 | −5
-12 | \mathbf{12}
-\frac{5}{6} | \frac 5 6
-2^{17} | 2^17
-2^{-10} | 2^-10
-3.2\times10^{5} | 3.2 x 10^5
-2.5\text{ million} | 2500000
-\frac{3}{2} | 3\text{ halves}
-36 | 6\text{ squared}
-3+4\mathrm{i} | 3+4i
-\frac{3}{2}\mathrm{e} | \frac{3e}{2}
-3.14 | x \approx 3.14
-\frac{1}{3} | x = \frac{1}{3} \approx 0.333
-\frac{1}{3} | 0.333\ldots
-7 | f(2) = 7
-\frac14 | P(X > 2) = \frac{1}{4}
-5 | \overline{AB} = 5
-120^\circ | \angle A = 120^\circ
-25 | P = \$25
-\pi | x = \pi
-e = \frac{\sqrt5}{3} | e = \frac13\sqrt5
-3:8 | V_1:V_2 = 3:8
-(0,5) | B = (0,5)
-(1,2) | P(1,2)
+B | \textbf{(B)}  ¦  \text{Yes} | yes  ¦  1011_2 | 1011  ¦  3:4 | 3 : 4  ¦  18446744073709551616 | 2^{64}
+\infty | +∞  ¦  \emptyset | \{\}  ¦  x\le 3 | x≤3  ¦  -5 | −5  ¦  12 | \mathbf{12}  ¦  \frac{5}{6} | \frac 5 6
+2^{17} | 2^17  ¦  2^{-10} | 2^-10  ¦  3.2\times10^{5} | 3.2 x 10^5  ¦  2.5\text{ million} | 2500000
+\frac{3}{2} | 3\text{ halves}  ¦  36 | 6\text{ squared}  ¦  3+4\mathrm{i} | 3+4i
+\frac{3}{2}\mathrm{e} | \frac{3e}{2}  ¦  3.14 | x \approx 3.14  ¦  \frac{1}{3} | x = \frac{1}{3} \approx 0.333
+\frac{1}{3} | 0.333\ldots  ¦  7 | f(2) = 7  ¦  \frac14 | P(X > 2) = \frac{1}{4}  ¦  5 | \overline{AB} = 5
+120^\circ | \angle A = 120^\circ  ¦  25 | P = \$25  ¦  \pi | x = \pi
+e = \frac{\sqrt5}{3} | e = \frac13\sqrt5  ¦  3:8 | V_1:V_2 = 3:8  ¦  (0,5) | B = (0,5)  ¦  (1,2) | P(1,2)
 A^{-1}=\begin{pmatrix}2&1\\1&1\end{pmatrix} | \begin{pmatrix}2&1\\1&1\end{pmatrix}
-\frac12\begin{pmatrix}2\\4\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}
-24 (stickers) | 24
-24 (stickers) | 24\text{ stickers}
-18^\circ\mathrm{C} | 18\text{ degrees Celsius}
-60\text{ miles per hour} | 60 mph
-1234 | x = 1,234
-1200\pi | 1,200\pi
-40, 150 | 40,150
-\langle 3,4\rangle | (3, 4)
-x^4+1 | x⁴+1
-a_1+a_2 | a₁+a₂
-\frac{v_0^2}{2g} | \frac{v^2_0}{2g}
-1101_2 | (1101)_{2}
--3,0,3 | 0, \pm 3
-\{\pm 2, \pm 5\} | 2,-2,5,-5
-\ln|x+1| | \ln\left\vert x+1\right\vert
-40^\circ, 60^\circ | 60^\circ, 40^\circ
-6\text{ cm}, 8\text{ cm} | 8\text{ cm}, 6\text{ cm}
-\{x \mid x > 2\} | (2,\infty)
-x \ne -1 | (-\infty,-1)\cup(-1,\infty)
-\binom{2n}{n} | \frac{(2n)!}{n!\,n!}
-\text{2:45 PM} | 2:45 p.m.
-yes | Yes
-\sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}
-2\varepsilon | 2 \varepsilon
-\frac{2018!}{2} | \frac{1}{2}\cdot 2018!
-n - \lfloor n/2 \rfloor | -\lfloor \frac{n}{2} \rfloor + n
-|u| | \sqrt{u^2}
-x\sqrt{x} | \sqrt{x^3}
-(2,-1) | x=2, y=-1
+\frac12\begin{pmatrix}2\\4\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}  ¦  24 (stickers) | 24
+24 (stickers) | 24\text{ stickers}  ¦  18^\circ\mathrm{C} | 18\text{ degrees Celsius}
+60\text{ miles per hour} | 60 mph  ¦  1234 | x = 1,234  ¦  1200\pi | 1,200\pi  ¦  40, 150 | 40,150
+\langle 3,4\rangle | (3, 4)  ¦  x^4+1 | x⁴+1  ¦  a_1+a_2 | a₁+a₂  ¦  \frac{v_0^2}{2g} | \frac{v^2_0}{2g}
+1101_2 | (1101)_{2}  ¦  -3,0,3 | 0, \pm 3  ¦  \{\pm 2, \pm 5\} | 2,-2,5,-5
+\ln|x+1| | \ln\left\vert x+1\right\vert  ¦  40^\circ, 60^\circ | 60^\circ, 40^\circ
+6\text{ cm}, 8\text{ cm} | 8\text{ cm}, 6\text{ cm}  ¦  \{x \mid x > 2\} | (2,\infty)
+x \ne -1 | (-\infty,-1)\cup(-1,\infty)  ¦  \binom{2n}{n} | \frac{(2n)!}{n!\,n!}  ¦  \text{2:45 PM} | 2:45 p.m.
+yes | Yes  ¦  \sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}  ¦  2\varepsilon | 2 \varepsilon
+\frac{2018!}{2} | \frac{1}{2}\cdot 2018!  ¦  n - \lfloor n/2 \rfloor | -\lfloor \frac{n}{2} \rfloor + n
+|u| | \sqrt{u^2}  ¦  x\sqrt{x} | \sqrt{x^3}  ¦  (2,-1) | x=2, y=-1
 """
 WRONG = r"""
-42 | 420
-42 | 4 2
-24500 | 245 00
-\frac{1}{3} | 0.3333333333
-3\frac{1}{2} | \frac{3}{2}
-25\% | 2500
-25\% | 2.5\%
-12 | 12x
-12\text{ cm} | 12\text{ m}
-12\text{ cm} | 12\text{ cm}^2
-12\text{ cm} | cm
-\$5 | 5\text{ cents}
-90^\circ | 90^\circ + 1
-3000 | 3\times 10 + 3
-\sqrt{2} | 1.41421356237309504880168872420969807857
-\pi | \frac{355}{113}
-0 | 10^{-40}
-10^{100} | 10^{100}+1
-1 | 0.99999999
-x^2-4 | (x-2)^2
-|x| | x
-\ln 8 | 2\ln 3
-5 | 4=5
-14 | x=6+8=15
-x=5 | y=5
-x+y=3 | 2x+2y=3
-x>3 | x\ge 3
-x>3 | y>3
-(1,2) | [1,2]
-(1,2) | 2,1
-(1,4)\cup(4,9) | (1,9)
-(1,2)\cup(3,4) | (1,2),(3,4)
-[\frac12,1] | \{\frac12,1\}
-2,3 | 2,3,3
-\pm 3 | 3
-5 | \pm 5
-5 | 5 \text{ or } 6
-5 | 5 \neq 6
-5 | \{1,2,3,4,5\}
-5 | x\in\mathbb{R}
-5 | 5!
-B | A/B/C/D
-B | ABCD
-A | \text{all}
-\text{even} | \text{event}
-312_7 | 312_8
-12:30 | 12.30
-\infty | -\infty
-0 | \infty-\infty
-0 | 0/0
-0 | -
-0 | ()
-0 | nan
-1 | True
-5 | \ldots
-5 | \frac{5}{0}
-1 | exit(1)
-5 | int('5')
-5 | sum([2,3])
-5 | lambda: 5
-x | x.__class__
-2.5\text{ billion} | 2.5 million
-6 | 6\text{ squared}
-7\text{ hundred} | 7\text{ thousand}
-3+4\mathrm{i} | 7
-6 | 6\mathrm{i}
-9\mathrm{e}^2 | 9
-14 | 2^17
-x \approx 1.7 | x \approx 9
-\frac{2}{3} \approx 0.67 | \frac{2}{3} \approx 1.67
-\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{vmatrix}1&2\\3&4\end{vmatrix}
-|y| | y
-\sqrt{x^2} | x
-\cos x | -\sqrt{\cos^2 x}
-e = \frac12 | e = \frac34
-\frac49<\frac{5}{11} | \frac49<\frac{6}{11}
-No | oN
-ASA | AAS
-XI | IX
-a_{n+1} | a_{n-1}
-a_{n+1}=3a_n | a_{n-1}=3a_n
+42 | 420  ¦  42 | 4 2  ¦  24500 | 245 00  ¦  \frac{1}{3} | 0.3333333333  ¦  3\frac{1}{2} | \frac{3}{2}
+25\% | 2500  ¦  25\% | 2.5\%  ¦  12 | 12x  ¦  12\text{ cm} | 12\text{ m}  ¦  12\text{ cm} | 12\text{ cm}^2
+12\text{ cm} | cm  ¦  \$5 | 5\text{ cents}  ¦  90^\circ | 90^\circ + 1  ¦  3000 | 3\times 10 + 3
+\sqrt{2} | 1.41421356237309504880168872420969807857  ¦  \pi | \frac{355}{113}  ¦  0 | 10^{-40}
+10^{100} | 10^{100}+1  ¦  1 | 0.99999999  ¦  x^2-4 | (x-2)^2  ¦  |x| | x  ¦  \ln 8 | 2\ln 3  ¦  5 | 4=5
+14 | x=6+8=15  ¦  x=5 | y=5  ¦  x+y=3 | 2x+2y=3  ¦  x>3 | x\ge 3  ¦  x>3 | y>3  ¦  (1,2) | [1,2]
+(1,2) | 2,1  ¦  (1,4)\cup(4,9) | (1,9)  ¦  (1,2)\cup(3,4) | (1,2),(3,4)  ¦  [\frac12,1] | \{\frac12,1\}
+2,3 | 2,3,3  ¦  \pm 3 | 3  ¦  5 | \pm 5  ¦  5 | 5 \text{ or } 6  ¦  5 | 5 \neq 6  ¦  5 | \{1,2,3,4,5\}
+5 | x\in\mathbb{R}  ¦  5 | 5!  ¦  B | A/B/C/D  ¦  B | ABCD  ¦  A | \text{all}  ¦  \text{even} | \text{event}
+312_7 | 312_8  ¦  12:30 | 12.30  ¦  \infty | -\infty  ¦  0 | \infty-\infty  ¦  0 | 0/0  ¦  0 | -  ¦  0 | ()
+0 | nan  ¦  1 | True  ¦  5 | \ldots  ¦  5 | \frac{5}{0}  ¦  1 | exit(1)  ¦  5 | int('5')  ¦  5 | sum([2,3])
+5 | lambda: 5  ¦  x | x.__class__  ¦  2.5\text{ billion} | 2.5 million  ¦  6 | 6\text{ squared}
+7\text{ hundred} | 7\text{ thousand}  ¦  3+4\mathrm{i} | 7  ¦  6 | 6\mathrm{i}  ¦  9\mathrm{e}^2 | 9
+14 | 2^17  ¦  x \approx 1.7 | x \approx 9  ¦  \frac{2}{3} \approx 0.67 | \frac{2}{3} \approx 1.67
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{vmatrix}1&2\\3&4\end{vmatrix}  ¦  |y| | y  ¦  \sqrt{x^2} | x
+\cos x | -\sqrt{\cos^2 x}  ¦  e = \frac12 | e = \frac34  ¦  \frac49<\frac{5}{11} | \frac49<\frac{6}{11}
+No | oN  ¦  ASA | AAS  ¦  XI | IX  ¦  a_{n+1} | a_{n-1}  ¦  a_{n+1}=3a_n | a_{n-1}=3a_n
 \lceil \frac{n}{5} \rceil | \lfloor \frac{n}{5} \rfloor+1
-\lfloor \frac{n}{3} \rfloor | \lfloor \frac{n+1}{3} \rfloor
-f(2)=9 | f(3)=9
-5 | f(5) = 2
-\frac14 | P(X > 2) = \frac34
-3 | 2x = 6
-\log_4 8 = \frac32 | \log_4 80 = \frac32
-24 (stickers) | 42
-35,000 | 35,0000
--12_9 | -13_9
-0, \pm 3 | -3, 3
-\{x \mid x > 2\} | [2,\infty)
-3 \pmod 7 | 4 \pmod 7
-\binom{2n}{n} | \binom{2n}{n+1}
-\text{2:45 PM} | 3:45 PM
-\frac{1}{1999!} | \frac{1}{1998!}
-\frac23, 1 | \frac23
+\lfloor \frac{n}{3} \rfloor | \lfloor \frac{n+1}{3} \rfloor  ¦  f(2)=9 | f(3)=9  ¦  5 | f(5) = 2
+\frac14 | P(X > 2) = \frac34  ¦  3 | 2x = 6  ¦  \log_4 8 = \frac32 | \log_4 80 = \frac32
+24 (stickers) | 42  ¦  35,000 | 35,0000  ¦  -12_9 | -13_9  ¦  0, \pm 3 | -3, 3
+\{x \mid x > 2\} | [2,\infty)  ¦  3 \pmod 7 | 4 \pmod 7  ¦  \binom{2n}{n} | \binom{2n}{n+1}
+\text{2:45 PM} | 3:45 PM  ¦  \frac{1}{1999!} | \frac{1}{1998!}  ¦  \frac23, 1 | \frac23
 """
 BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1", "x^{1000000}",
          "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x", "1," * 50000, "\\" * 90000,
          "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30, "9" + "!" * 200, "\\left[" * 9999,
          "[" * 99 + "1" + "]" * 99, "0.(" + "9" * 40 + ")...", "+".join(["2400!"] * 90), "3^{99999}" * 60]
 
+def pairs_of(table):
+    """Lines of "gold | answer  ¦  gold | answer ..." -> (gold, answer)."""
+    return [entry.split(" | ") for line in table.strip().splitlines() for entry in line.split("  ¦  ")]
 
 @pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
 def test_math_answers(table, verdict):
-    for gold, _, answer in (line.partition(" | ") for line in table.strip().splitlines()):
+    for gold, answer in pairs_of(table):
         assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
-
 
 EXTRACTED = r"""
 1 | The answer is $42$.
@@ -1084,21 +861,17 @@ EXTRACTED = r"""
 0 | \boxed{\text{answer}}
 """
 
-
 def test_one_final_answer_is_extracted():
     for verdict, _, response in (line.partition(" |") for line in EXTRACTED.strip().splitlines()):
         assert verify.math_reward(response.replace("↵", "\n"), "42") == float(verdict), response
-
 
 def test_any_answer_of_a_list_is_right():
     for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
         assert verify.math_reward("\\boxed{10}", gold) == verdict
 
-
 def test_an_empty_gold_never_rewards():
     for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]):
         assert verify.math_reward(response, gold) == 0.0
-
 
 def test_odd_arguments_get_nothing():
     for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
@@ -1107,13 +880,11 @@ def test_odd_arguments_get_nothing():
         assert verify.countdown_reward("7*3=21,21+5=26", odd, 26) == 0.0
         assert verify.countdown_reward("7*3=21,21+5=26", [3, 5, 7], odd) == 0.0
 
-
 def test_bombs_are_refused():
     """By bounds, not by a time-out: each of these would run for hours or exhaust the stack if it were computed."""
     for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):
         for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb, "\\boxed{" * 9999 + bomb):
             assert verify.math_reward(response, gold) == 0.0
-
 
 def random_expression(rand, depth):
     """(LaTeX, value) of a random expression with an exact value."""
@@ -1128,7 +899,6 @@ def random_expression(rand, depth):
         return f"({a})^{{2}}", x**2
     return {"+": (f"({a}+{b})", x + y), "-": (f"({a}-{b})", x - y)}.get(kind, (f"({a})\\cdot({b})", x * y))
 
-
 def test_math_fuzz_accepts_equal_values_only():
     rand = random.Random(0)
     for _ in range(400):
@@ -1136,7 +906,6 @@ def test_math_fuzz_accepts_equal_values_only():
         for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
             verdict = verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}")
             assert verdict == (gold == value), (text, gold)
-
 
 def test_math_fuzz_never_raises():
     rand, pieces = random.Random(1), r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{
@@ -1146,7 +915,6 @@ def test_math_fuzz_never_raises():
         text = rand.choice(("", " ")).join(rand.choices(pieces, k=rand.choice((2, 5, 12, 40))))
         gold = rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))
         assert verify.math_reward(f"\\boxed{{{text}}}", gold) in (0.0, 1.0)
-
 
 COUNTDOWN = """
 8 3 8 3 | 24   | 1 | 8/(3-8/3)
@@ -1186,13 +954,11 @@ COUNTDOWN = """
 3       | 3    | 0 | __import__('os').system('x') or 3
 """
 
-
 def test_countdown_answers():
     for line in COUNTDOWN.strip().splitlines():
         numbers, target, verdict, answer = line.split("|", 3)
         response = f"<answer>1</answer> Let me see. <answer>{answer[1:]}</answer>".replace("↵", "\n")
         assert verify.countdown_reward(response, numbers.split(), int(target)) == float(verdict), line
-
 
 def test_countdown_steps_of_the_demo():
     for response in ("7*3=21,21+5=26", "7*3=21,5+21=26", " 7*3=21,21+5=26\n"):
@@ -1201,7 +967,6 @@ def test_countdown_steps_of_the_demo():
                      "7+7=14,14+12=26", "7*3=21,,21+5=26", "26", "7*3=21,21+5=26<eos>", "<answer>1",
                      "9**9=1,1+1=2", "7/3=2,21+5=26"):
         assert verify.countdown_reward(response, [3, 5, 7], 26) == 0.0, response
-
 
 def test_countdown_fuzz_agrees_with_its_twin():
     """Random expressions over the given numbers: the twin is Python's own arithmetic on fractions."""
@@ -1220,7 +985,6 @@ def test_countdown_fuzz_agrees_with_its_twin():
             text = f"<answer>{parts[0].replace('Fraction', '')}</answer>".replace("(", "( ")
             text = re.sub(r"\( (\d)\)", r"\1", text)
             assert verify.countdown_reward(text, numbers, int(target)) == (value == target), text
-
 
 SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
 SUM_IO = dict(inputs=["1 2\n", "10 -3\n", "0 0\n"], outputs=["3\n", "7\n", "0\n"])
@@ -1268,10 +1032,8 @@ BAD_CODE = [
     "    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
     "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1"]
 
-
 def fenced(code):
     return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{code}\n```\nDone."
-
 
 def left_over():
     """Processes that graders or solutions of this file's verify.py started and that still live."""
@@ -1284,9 +1046,7 @@ def left_over():
     here = f"sys.path.append({str(HERE)!r})".encode()
     return [line for line in lines if here in line or b"LEFT_OVER" in line]
 
-
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-
 
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
@@ -1295,23 +1055,19 @@ def sandbox(request, monkeypatch):
         pytest.skip("unshare does not work here")
     monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
 
-
 def verdicts_of(pairs):
     return verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests),
                                [(code, tests) for tests, code in pairs])[0]
 
-
 @linux
 def test_good_code_passes(sandbox):
     assert verdicts_of(GOOD_CODE) == [1.0] * len(GOOD_CODE)
-
 
 @linux
 def test_bad_code_fails_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert verdicts_of([(SQUARE, code) for code in BAD_CODE]) == [0.0] * len(BAD_CODE)
     assert not left_over() and not list(tmp_path.iterdir())
-
 
 @linux
 def test_a_solution_does_not_replace_what_judges_it():
@@ -1328,7 +1084,6 @@ def test_a_solution_does_not_replace_what_judges_it():
             ("def check(f):\n    assert f(2) == 4\ncheck(sq)", "def check(f):\n    pass\ndef sq(x):\n    return 0")):
         assert verify.code_reward(fenced(code), tests=[test]) == 0.0, code
 
-
 @linux
 def test_programs_by_their_output():
     look = "try:\n        print(open(p).read())\n    except OSError:\n        pass"
@@ -1344,7 +1099,6 @@ def test_programs_by_their_output():
     lines = "n = int(input())\nprint(sum(map(int, input().split())))"
     assert verify.code_reward(fenced(lines), inputs=[["2", "3 4"]], outputs=["7"]) == 1.0
 
-
 @linux
 def test_many_cases_have_a_limit_each(monkeypatch):
     """Seven cases of a second each are more than the limit of one."""
@@ -1356,13 +1110,11 @@ def test_many_cases_have_a_limit_each(monkeypatch):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=HERE, timeout=60)
     assert done.stdout == "PASS\n"
 
-
 FENCES = [("```\n{}\n```", 1), ("```python title=\"a.py\"\n{}\n```", 1), ("```{.python .numbers}\n{}\n```", 1),
           ("````python\n{}\nx = '''\n```\n'''\n````", 1), ("~~~python\n{}\n~~~", 1), ("```Python3\n{}\n```", 1), ("```py\r\n{}\r\n```", 1),
           ("<think>\n```python\nx\n```\n</think>\n```python\n{}\n```", 1), ("```python\n{}\n    # use ``` carefully\n```", 1),
           ("```python\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{}\n```", 1),
           ("{}", 0), ("```python\n{}", 0), ("```rust\n{}\n```", 0), ("```python\n```", 0), ("", 0)]
-
 
 @linux
 @pytest.mark.parametrize("form, verdict", FENCES)
@@ -1370,14 +1122,12 @@ def test_the_last_fenced_block_is_the_code(form, verdict):
     code = "def sq(x):\n    return x * x"
     assert verify.code_reward(form.replace("{}", code), tests=SQUARE[:1]) == verdict
 
-
 @linux
 def test_an_indented_block_and_tests_that_cannot_fail():
     block = "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"
     assert verify.code_reward(block, tests=SQUARE) == 1.0
     for tests in ([], ["10"], ["x = 3", "'assert'"], ["def ("]):  # accepted answers are no tests
         assert verify.code_reward(block, tests=tests) == 0.0
-
 
 LIMITS = {
     "time": "import time\ndef f():\n    time.sleep(60)\n    return 1",
@@ -1390,12 +1140,10 @@ LIMITS = {
     "a process that stays": "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; "
                             "LEFT_OVER = time.sleep(60)'], start_new_session=True)\n    os._exit(0)"}
 
-
 @linux
 def test_each_limit_is_hit(sandbox):
     assert verdicts_of([(["assert f() == 1"], code) for code in LIMITS.values()]) == [0.0] * len(LIMITS)
     assert not left_over()
-
 
 @linux
 def test_a_solution_has_no_network_in_its_namespace():
@@ -1404,14 +1152,12 @@ def test_a_solution_has_no_network_in_its_namespace():
     code = "import socket\ndef f():\n    return [name for _, name in socket.if_nameindex()]"
     assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
 
-
 def test_batch_keeps_the_order():
     def slow_first(response, answer):
         time.sleep(0.2 if response == "0" else 0)
         return int(response) % 2
 
     assert verify.verify_batch(slow_first, [(digit, None) for digit in "0123"]) == ([0.0, 1.0, 0.0, 1.0], {})
-
 
 def test_a_reward_that_raises_hangs_or_is_no_number_is_reported():
     def reward(response):
@@ -1428,22 +1174,18 @@ def test_a_reward_that_raises_hangs_or_is_no_number_is_reported():
     with pytest.raises(TimeoutError, match="'hang'"):
         verify.verify_batch(reward, [("a",), ("hang",), ("b",)], patience=0.3)
 
-
 def test_what_is_judged_can_be_shown():
     assert verify.extract("math", "so \\boxed{4} it is") == "4" and verify.extract("math", "so 4") is None
     assert verify.extract("countdown", "Hm. <answer>1+2</answer>") == "1+2"
     assert verify.extract("countdown", "1+2=3") == "1+2=3"
     assert verify.extract("code", "Here:\n```python\nx = 1\n```\n") == "x = 1"
 
-
 def test_math_is_safe_in_threads():
-    cases = [(f"\\boxed{{{answer}}}", gold) for gold, _, answer in
-             (line.partition(" | ") for line in (RIGHT + WRONG).strip().splitlines() if line)] * 5
+    cases = [(f"\\boxed{{{answer}}}", gold) for gold, answer in pairs_of(RIGHT) + pairs_of(WRONG)] * 5
     verify.parse.cache_clear()
     alone = [verify.math_reward(*case) for case in cases]
     verify.parse.cache_clear()
     assert verify.verify_batch(verify.math_reward, cases)[0] == alone and 0 < sum(alone) < len(alone)
-
 
 def test_code_elsewhere_is_a_clear_error(monkeypatch):
     verify.sandbox.cache_clear()
@@ -1451,19 +1193,16 @@ def test_code_elsewhere_is_a_clear_error(monkeypatch):
     with pytest.raises(RuntimeError, match="Linux only"):
         verify.code_reward(fenced("x"), tests=["x"])
 
-
 # ------------------------------------------------------------------------------------------- the whole thing
 
 METRICS = re.findall(r"`([\w]+)`", re.search(r"\| in `metrics.jsonl`.*?\n\n", (HERE / "README.md").read_text(), re.S)[0])
 SHORT = "--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 --eval_prompts 8 --eval_samples 4"
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, HERE / "rlvr.py"]
 
-
 @pytest.fixture(scope="session")
 def short(folders):
     """Flags of a run of seconds. The hasty demo never solves a problem, so the reward is one that it can get."""
     return f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd {SHORT}"
-
 
 @pytest.fixture(scope="session")
 def run(short, tmp_path_factory):
@@ -1473,7 +1212,6 @@ def run(short, tmp_path_factory):
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, stdout=done.stdout, screen=done.stdout + done.stderr)
-
 
 def test_command_line_run_leaves_files_that_others_open(run, folders):
     metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
@@ -1491,7 +1229,6 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
     assert speed == summary["speed"] and all(value > 0 for value in speed.values())
     assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
-
 
 def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatch):
     """Stop after two steps in the way that a signal does, resume, and compare with the run that nobody stopped."""
@@ -1520,13 +1257,11 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-000002-keep", "checkpoint-000005", "checkpoint-best"]
     assert [m["step"] for m in read_lines(out / "metrics.jsonl")] == [0, 1, 2, 3, 4]
 
-
 def test_a_folder_with_anything_else_is_refused(folders, short):
     before = weights(folders / "qwen")
     for name in ("qwen", ""):  # a model's own config.json; other files
         assert "holds" in message_of("--output_dir", folders / name, short)
     assert torch.equal(weights(folders / "qwen"), before)
-
 
 def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path):
     flags = f"--model {folders / 'demo'} --preset grpo --reward {folders / 'own.py'}:same {SHORT}"
@@ -1534,7 +1269,6 @@ def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path
     assert torch.equal(weights(tmp_path / "plain" / "final"), weights(folders / "demo"))
     log = go(tmp_path / "bonus", flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --bonus_delta 0")
     assert all(m["zero_adv"] == 1 and m["dH"] > 0 for m in log)
-
 
 def test_kl_penalty_holds_the_policy(short, tmp_path):
     """All tokens penalised, heavily: over many passes the policy stays closer to the one that sampled."""
@@ -1544,7 +1278,6 @@ def test_kl_penalty_holds_the_policy(short, tmp_path):
         log = go(tmp_path / str(penalty), short, flags, f"--cov_penalty {penalty}")
         moved[penalty] = sum(m["ratio_pos"] - m["ratio_neg"] for m in log)
     assert 0 < moved[100] < 0.5 * moved[0]
-
 
 def test_two_processes_make_the_same_run(run, short, tmp_path):
     """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
@@ -1558,7 +1291,6 @@ def test_two_processes_make_the_same_run(run, short, tmp_path):
     one, two = ([(s["response"], s["reward"]) for s in read_lines(f / "samples.jsonl")] for f in (run.out, out))
     assert one == two
     assert torch.allclose(weights(run.out / "final"), weights(out / "final"), atol=1e-5)
-
 
 def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
     """So that a shell loop over many runs goes on after an interruption."""
@@ -1576,7 +1308,6 @@ def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeyp
     assert "this run is finished" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
 
-
 def test_few_prompts_come_back_within_a_step(folders, tmp_path):
     """16 prompts at 64 a step, as the comparison of data sizes needs: all held-out prompts are still there."""
     train, held_out = rlvr.load_problems(config(folders / "demo", "--num_prompts 16"),
@@ -1586,7 +1317,6 @@ def test_few_prompts_come_back_within_a_step(folders, tmp_path):
        "--prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32")
     samples = read_lines(tmp_path / "run" / "samples.jsonl")
     assert len({s["prompt"] for s in samples}) == 3 and len({s["response"] for s in samples}) > 20
-
 
 def fake_run(folder, flags, values, steps=9, **more):
     """The files of a finished run with these held-out values after training."""
@@ -1600,9 +1330,7 @@ def fake_run(folder, flags, values, steps=9, **more):
         {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6),
          "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(steps)])
 
-
 FORKSERVER = multiprocessing.get_context("forkserver")
-
 
 def killed_at(moment, flags):
     """Run in a child process and kill it after so many seconds; its exit code, None if it was still running."""
@@ -1613,7 +1341,6 @@ def killed_at(moment, flags):
     child.kill()
     child.join()
     return code
-
 
 def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch):
     """SIGKILL at ten random moments, again and again resumed, against a run that nobody disturbed."""
@@ -1638,7 +1365,6 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
             assert not list(folder.glob(".*"))  # no half-written folder stays
             folder = tmp_path / f"killed{kills}"
 
-
 @linux
 def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
     """The limit on the size of a file stands in for the disk: checkpoints grow past it at step 2."""
@@ -1653,7 +1379,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
     rlvr.main(["--resume", str(tmp_path / "run")])
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 4
 
-
 def test_a_process_that_dies_ends_them_all(short, tmp_path):
     """And the run goes on from its checkpoint."""
     mark, out = tmp_path / "died", tmp_path / "run"
@@ -1667,7 +1392,6 @@ def test_a_process_that_dies_ends_them_all(short, tmp_path):
     assert 0 < len(read_lines(out / "metrics.jsonl")) < 4
     rlvr.main(["--resume", str(out)])
     assert [m["step"] for m in read_lines(out / "metrics.jsonl")] == [0, 1, 2, 3]
-
 
 def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, monkeypatch):
     """Every response is only a stop token; the prompts are as long as they may be; there is one of them."""
@@ -1695,7 +1419,6 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, mo
         assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
     assert "no usable prompt" in message_of(flags, f"--output_dir {tmp_path / 'none'} --max_prompt_tokens {size - 1}")
 
-
 def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
     shutil.copytree(folders / "qwen", tmp_path / "model")
     saved = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -1704,7 +1427,6 @@ def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
     (tmp_path / "model" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     assert "no whole model" in message_of("--model", tmp_path / "model", "--output_dir", tmp_path / "run")
     assert not (tmp_path / "ran").exists()
-
 
 def test_warnings_that_teach():
     c = rlvr.parse_config([])
@@ -1718,7 +1440,6 @@ def test_warnings_that_teach():
                           (dict(truncated=0.3), "--max_new_tokens")):
         with pytest.warns(UserWarning, match=words):
             rlvr.warn_if_useless(c, fine | change, 0.3)
-
 
 def test_show_prints_rollouts(run, tmp_path, capsys):
     rlvr.main(["--show", str(run.out)])
@@ -1734,7 +1455,6 @@ def test_show_prints_rollouts(run, tmp_path, capsys):
     assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
     assert "nowhere" in message_of("--show nowhere")
 
-
 def test_fuzzed_command_lines_end_in_one_line():
     """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
     rand, refused = random.Random(0), 0
@@ -1748,7 +1468,6 @@ def test_fuzzed_command_lines_end_in_one_line():
             assert isinstance(stop.code, str) and "\n" not in stop.code and stop.code.startswith("rlvr.py: ")
             refused += 1
     assert 100 < refused < 200
-
 
 def test_malformed_data_files_end_in_one_line(folders, tmp_path):
     """Good rows with damage: problems come out, or one line that names the file."""
@@ -1770,7 +1489,6 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
             assert isinstance(stop.code, str) and "\n" not in stop.code and str(file) in stop.code
             refused += 1
     assert 10 < refused < 50
-
 
 def test_report(tmp_path, capsys):
     for seed, grpo, ours in ((0, 0.40, 0.44), (1, 0.50, 0.60)):
@@ -1797,13 +1515,11 @@ def test_report(tmp_path, capsys):
     assert rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000" and not rows["grpo"][column("off target")]
     assert rows["grpo"][column("dH_pos")].startswith("-0.400") and rows["grpo"][column("r_dH")] == "1.000 ± 0.000"
 
-
 def test_report_draws_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     fake_run(tmp_path / "a", "--preset grpo", {})
     rlvr.main(["--report", str(tmp_path / "a")])
     assert (tmp_path / "report.png").stat().st_size > 10000
-
 
 def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatch):
     loss, calls = rlvr.policy_loss, []
@@ -1819,12 +1535,10 @@ def test_non_finite_loss_stops_and_keeps_the_weights(short, tmp_path, monkeypatc
     assert torch.isfinite(weights(tmp_path / "run" / "last_good")).all()
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 1
 
-
 def test_sampler_and_trainer_that_disagree_stop_the_run(short, tmp_path, monkeypatch):
     sample = rlvr.sample
     monkeypatch.setattr(rlvr, "sample", lambda policy, prompts, uniforms, _: sample(policy, prompts, uniforms, 3.0))
     assert "sampler and trainer disagree" in message_of("--output_dir", tmp_path / "run", short)
-
 
 def test_scoring_that_is_random_stops_the_run(short, tmp_path, monkeypatch):
     score = rlvr.score
@@ -1836,7 +1550,6 @@ def test_scoring_that_is_random_stops_the_run(short, tmp_path, monkeypatch):
     monkeypatch.setattr(rlvr, "score", noisy)
     assert "the ratio was off 1" in message_of("--output_dir", tmp_path / "run", short)
 
-
 def test_damaged_runs_end_in_one_line(short, tmp_path):
     out = tmp_path / "run"
     go(out, short, "--eval_prompts 0")
@@ -1846,7 +1559,6 @@ def test_damaged_runs_end_in_one_line(short, tmp_path):
     assert "checkpoint-000004: damaged" in message_of("--resume", out)
     (out / "config.json").write_text("{")
     assert "config.json: damaged" in message_of("--resume", out)
-
 
 def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
     def no_linux():
@@ -1859,7 +1571,6 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
     assert "Linux only" in message_of(flags, "--output_dir", tmp_path / "refused")
     assert len(go(tmp_path / "run", flags, f"--reward {folders / 'own.py'}:one")) == 1
 
-
 def test_dropout_is_off(folders, tmp_path):
     """A GPT-2 with much dropout, in the training mode that gradient checkpointing needs: the ratio is still 1."""
     model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
@@ -1867,7 +1578,6 @@ def test_dropout_is_off(folders, tmp_path):
     log = go(tmp_path / "run", f"--gradient_checkpointing --model {tmp_path / 'gpt2'} --reward {folders / 'own.py'}:odd",
              "--steps 2 --max_prompt_tokens 200 --max_new_tokens 40 --num_prompts 32 --eval_prompts 0")
     assert all(m["ratio_gap"] < 1e-3 for m in log)
-
 
 @pytest.mark.parametrize("name, flags", [("qwen", "--gradient_checkpointing"), ("llama", "--advantage mean --reuse 2")])
 def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
@@ -1880,18 +1590,15 @@ def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, nam
     assert metrics[-1]["reward"] > metrics[0]["reward"] + 0.1
     tf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
-
 # -------------------------------------------------------------------------------------------------------- GPU
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def cuda_policy(folders, name, *flags):
     if name == "gpt2":
         rlvr.Policy(tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)), bpe_tokenizer(True), [0]).save(folders / "gpt2")
     policy = rlvr.load_policy(config(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", *flags))
     return replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
-
 
 @cuda
 @pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
@@ -1903,7 +1610,6 @@ def test_cuda_sampler_and_trainer_agree_in_bf16(folders, name, flags):
     scored, _, _ = rlvr.score(policy, [PROMPTS[i // 16] for i in range(48)], responses, 1.0)
     assert scored.dtype == torch.float32 and (scored - logp[:, :scored.shape[1]]).abs().mean() < 0.05
 
-
 @cuda
 @pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
 def test_cuda_graphs_decode_token_for_token(folders, name):
@@ -1912,7 +1618,6 @@ def test_cuda_graphs_decode_token_for_token(folders, name):
         fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), 1.0)
                       for graph in (True, False))
         assert all(map(torch.equal, fast[:3], slow[:3]))
-
 
 @cuda
 def test_cuda_two_processes_share_a_run(short, tmp_path):
