@@ -22,7 +22,7 @@ of all rows in one list, V vocabulary, D hidden size; U different prompts, b row
 import glob, inspect, json, math, os, random, re, runpy, shutil, signal, statistics, sys, time, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -694,11 +694,11 @@ def name_of(config):
 
 INSTRUCTIONS = {  # appended to every question, so that the verifier finds the answer
     "math": "Reason step by step, and put the final answer within \\boxed{}.",
-    "code": "Write the solution in Python, in one ```python block. It must pass tests such as: ",
+    "code": "Write the solution in Python, in one ```python block.",
     "countdown": "Reason step by step. End with the expression, for example <answer>(1 + 2) * 3</answer>.",
 }
 COLUMNS = {"prompt_column": ("question", "problem", "prompt", "text"),
-           "answer_column": ("test_list", "reward_model", "answer", "solution", "ground_truth")}
+           "answer_column": ("test_list", "reward_model", "input_output", "answer", "solution", "ground_truth")}
 
 @dataclass
 class Problem:
@@ -706,6 +706,7 @@ class Problem:
     ids: list        # its tokens
     answer: object   # what the verifier compares a response with
     kind: str        # countdown, math or code
+    row: dict = None  # of the data set, for rewards of one's own
 
 def random_calculation(rand):
     """Three random numbers, a target, the steps to it ("7*3=21,21+5=26"), all whole and not negative."""
@@ -739,19 +740,37 @@ def countdown_rows(count):
             yield {"question": f"With + - * / and brackets, use each number of {numbers} exactly once to get "
                                f"{target}.", "answer": {"numbers": numbers, "target": target}}
 
+FORMS = (".json", ".jsonl", ".parquet", ".csv")
+
+def here(name):
+    """The path of a file or folder; what only looks like one fails, before the hub is asked for a minute."""
+    looks_so = name[:1] in "./~" or name.count("/") > 1 or name.endswith(FORMS)
+    if looks_so and not Path(name).exists():
+        fail(f"{name}: there is no such file or folder")
+    return Path(name)
+
 def load_rows(c):
     """A hub id, save_to_disk folder or file -> its rows, shuffled, and the columns of question and answer."""
-    path, forms = Path(c.dataset), {"json": "json", "jsonl": "json", "parquet": "parquet", "csv": "csv"}
-    with explained(f"--dataset {path}: cannot be loaded (a file: as {', '.join(forms)})"):
+    path = here(c.dataset)
+    with explained(f"--dataset {path}: cannot be loaded (a file: as {', '.join(FORMS)})"):
         import datasets  # takes seconds, and the demo does without
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             rows = datasets.load_from_disk(path)
-            rows = rows[c.split] if isinstance(rows, dict) else rows
+            rows = rows if isinstance(rows, dict) else {"train": rows}
+            rows = rows[c.split] if c.split in rows else fail(f"--split {c.split}: {path} has {', '.join(rows)}")
         elif path.is_file():
-            rows = datasets.load_dataset(forms[path.suffix[1:]], data_files=str(path), split=c.split)
+            form, texts = path.suffix[1:].replace("jsonl", "json"), {}
+            if form == "csv":  # cells as they are written: 007 is no 7, nor 7 beside an empty cell 7.0
+                header = datasets.load_dataset(form, data_files=str(path), split="train[:1]").column_names
+                texts = {"converters": dict.fromkeys(header, str)}
+            if path.suffix not in FORMS:
+                raise ValueError("another kind of file")
+            rows = datasets.load_dataset(form, data_files=str(path), split=c.split, **texts)
         else:
-            subset = c.subset or ("main" if "main" in datasets.get_dataset_config_names(c.dataset) else None)
-            rows = datasets.load_dataset(c.dataset, subset, split=c.split)
+            name, _, revision = c.dataset.partition("@")
+            known = datasets.get_dataset_config_names(name, revision=revision or None)
+            subset = c.subset or ("main" if "main" in known else None)
+            rows = datasets.load_dataset(name, subset, split=c.split, revision=revision or None)
     columns = []
     for flag, names in COLUMNS.items():
         names = (getattr(c, flag),) if getattr(c, flag) else names
@@ -762,9 +781,16 @@ def load_rows(c):
 def read_answer(value):
     """An answer cell -> kind of problem, what its verifier compares with: after '####' (GSM8K), in the last
     box (MATH), in reward_model["ground_truth"] (DAPO-Math-17k), there as numbers and target (TinyZero), a
-    list of asserts (MBPP) or of answers each of which is right. ValueError if there is none."""
+    list of asserts (MBPP) or of answers each of which is right, inputs and outputs (APPS). ValueError if
+    there is none."""
     if isinstance(value, dict) and "ground_truth" in value:
         value = value["ground_truth"]
+    if isinstance(value, str) and value.lstrip()[:1] == "{" and '"inputs"' in value:
+        value = json.loads(value)
+    if isinstance(value, dict) and {"inputs", "outputs"} <= set(value):
+        cases, name = {key: value[key] for key in ("inputs", "outputs")}, value.get("fn_name")
+        return "code", cases if not name else {"tests": [f"assert {name}(*{given!r}) == {expected!r}" for
+                                                         given, expected in zip(*cases.values())]}
     if isinstance(value, dict) and {"numbers", "target"} <= set(value):
         return "countdown", {"numbers": value["numbers"], "target": value["target"]}
     if isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value):
@@ -783,25 +809,32 @@ def make_problem(row, columns, policy, c):
         text = compact_countdown(**answer)
         return Problem(text, tokenizer.encode(text), answer, kind)
     instruction = INSTRUCTIONS[kind]
-    if kind == "code":  # one test shows the name and the arguments that all of them use
-        instruction += answer["tests"][-1]
+    if kind == "code" and "tests" in answer:  # one test shows the name and the arguments of all
+        instruction += f" It must pass tests such as: {answer['tests'][-1]}"
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         answer = {"tests": [setup, *answer["tests"]] if setup else answer["tests"]}
     if isinstance(question, str) and question.strip():
         question = [{"role": "user", "content": f"{question}\n{instruction}"}]
-    try:
-        contents = "\n".join(message["role"] and message["content"] for message in question)
+    try:  # content may come in parts
+        turns = [(m["role"], m["content"] if isinstance(m["content"], str) else
+                  "".join(part["text"] for part in m["content"])) for m in question]
     except (TypeError, KeyError):
-        contents = ""
-    if not contents:
+        turns = []
+    while turns and turns[-1][0] == "assistant":
+        warn("a last turn of the assistant would give the answer away: left out")
+        turns.pop()
+    contents = "\n".join(content for _, content in turns)
+    if not contents.strip():
         raise ValueError("no question, as text or chat messages")
     text, chat = f"Question: {contents}\nAnswer:", tokenizer.chat_template
     if chat:
-        text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+        question = [{"role": role, "content": content} for role, content in turns]
+        with explained(f"--model {c.model}: its chat template refuses a prompt"):
+            text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
     ids = tokenizer.encode(text, add_special_tokens=not chat)  # a template writes them itself
     if len(ids) > c.max_prompt_tokens:
         raise ValueError(f"a prompt longer than --max_prompt_tokens {c.max_prompt_tokens}")
-    return Problem(text, ids, answer, kind)
+    return Problem(text, ids, answer, kind, row)
 
 def load_problems(c, policy):
     """-> (train, held_out), disjoint Problems; held out are at most a fifth, and the same for every seed."""
@@ -820,6 +853,8 @@ def load_problems(c, policy):
     problems, reasons = [*problems.values()], ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
     if skipped:
         say(f"skipped {skipped.total()} rows: {reasons}")
+    if skipped.total() > 9 * len(problems):
+        fail(f"--dataset {c.dataset}: most rows cannot be used: {reasons}")
     held_out = min(c.eval_prompts, max(len(problems) - (c.num_prompts or len(problems)), len(problems) // 5))
     kinds, count = {problem.kind for problem in problems}, len(problems) - held_out
     if not count:
@@ -836,14 +871,20 @@ def load_problems(c, policy):
     return problems[held_out:], problems[:held_out]
 
 def load_reward(name):
-    """--reward -> a function (response, Problem) -> number: a verifier's, or one of the user's own file."""
+    """--reward -> a function (response, Problem) -> number: a verifier's, or one of the user's own file: it
+    gets what it names among response, answer, prompt and row, else the first two."""
     path, _, function = name.rpartition(":")
     if name in ("auto", *verify.REWARDS):
         return lambda response, problem: verify.REWARDS[problem.kind](response, problem.answer)
     if not Path(path).is_file():
         fail(f"--reward {name}: choose auto, {', '.join(verify.REWARDS)} or file.py:function; no file {path}")
+    sys.path.insert(0, str(Path(path).resolve().parent))  # it may import its neighbours
     with explained(f"--reward {name}: cannot be had from {path}"):
         function = runpy.run_path(path)[function]
+        names = [*inspect.signature(function).parameters]
+    if {*names} <= {"response", "answer", "prompt", "row"}:
+        return lambda response, problem: function(**{
+            key: response if key == "response" else getattr(problem, key) for key in names})
     return lambda response, problem: function(response, problem.answer)
 
 # ------------------------------------ 11. policy
@@ -929,6 +970,10 @@ def load_policy(c, checkpoint_folder=None):
         if RANK == 0 and not source.exists():
             pretrain_demo(source)
         all_values(None)  # the others wait
+    elif not checkpoint_folder:
+        here(source)
+    if Path(source, "adapter_config.json").exists():
+        fail(f"--model {source}: a LoRA adapter; merge it into its model first (peft: merge_and_unload)")
     device, options = "cuda", dict(dtype=torch.float32, output_loading_info=True)
     if not torch.cuda.is_available():  # eager attention is faster for the one query of a decoding step
         device, options["attn_implementation"] = "cpu", "eager"
@@ -942,7 +987,12 @@ def load_policy(c, checkpoint_folder=None):
     if other or getattr(model, "_is_stateful", False):
         fail(f"--model {source}: not all layers are attention, and only there can responses share a prompt")
     eos = model.generation_config.eos_token_id if model.generation_config else None
-    stop_ids = sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None})
+    stop_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])} - {None}
+    with suppress(Exception):  # a template may raise anything; what it writes behind a turn ends one, too
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answered"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answered")[2].lstrip()
+        ends = tokenizer.encode(after, add_special_tokens=False)[:1]
+        stop_ids |= {*ends} & {*tokenizer.added_tokens_decoder}
     if not stop_ids:
         fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
     context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
@@ -955,7 +1005,7 @@ def load_policy(c, checkpoint_folder=None):
             module.p = 0.0
     if c.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return Policy(model, tokenizer, stop_ids, device == "cuda" and not c.eager_decoding)
+    return Policy(model, tokenizer, sorted(stop_ids), device == "cuda" and not c.eager_decoding)
 
 # -------------------------------- 12. evaluation
 
@@ -1037,8 +1087,8 @@ class Run:
                       key=lambda path: int(path.name[11:]))
 
     def open(self):
-        """-> last checkpoint or None, summary so far. Other folders are refused; what the logs have from after
-        the checkpoint goes: those steps run again."""
+        """-> last checkpoint or None, summary so far. Other folders are refused; what the logs have from
+        after the checkpoint goes: those steps run again."""
         c, out, saved = self.c, self.out, read_json(self.out / "config.json")
         foreign = not saved and out.exists() and any(path.suffix != ".tmp" for path in out.iterdir())
         other = [f"--{name}" for name in self.config if saved and self.config[name] != saved.get(name)

@@ -644,6 +644,58 @@ def test_chat_messages_and_tests(folders, tmp_path):
         {"question": f"{i}?", "answer": ["10", "ten"]} for i in range(6)])
     assert problems[0].kind == "math" and verify.REWARDS["math"]("\\boxed{ten}", problems[0].answer) == 1.0
 
+def test_chat_data_that_gives_the_answer_away_or_comes_in_parts(folders, tmp_path):
+    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
+    with pytest.warns(UserWarning, match="give the answer away"):
+        problems = problems_of(folders, "qwen", tmp_path / "chat.jsonl", [
+            {"prompt": [{"role": "user", "content": parts}, {"role": "assistant", "content": "It is 2."}], "answer": "2"}] * 2
+            + [{"prompt": [{"role": "user", "content": "3?"}], "answer": "3"}] * 2)
+    assert {p.prompt for p in problems} == {
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in ("1+1?", "3?")}
+
+def test_chat_templates_that_refuse_or_end_a_turn_with_no_eos(folders, tmp_path):
+    policy = rlvr.load_policy(config(folders / "qwen", "--max_new_tokens 8 --max_prompt_tokens 100"))
+    policy.tokenizer.eos_token = "<pad>"
+    policy.save(tmp_path / "model")
+    ends = rlvr.load_policy(config(tmp_path / "model", "--max_new_tokens 8 --max_prompt_tokens 100")).stop_ids
+    assert {policy.tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<pad>")} <= {*ends}
+    policy.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(SystemExit, match="no system role"):
+        rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, config(folders / "qwen"))
+
+def test_apps_rows_are_programs_or_functions(folders, tmp_path):
+    rows = [{"question": "Double.", "input_output": json.dumps({"inputs": ["2\n"], "outputs": ["4\n"]})},
+            {"question": "Add.", "input_output": json.dumps({"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"})}]
+    answers = {p.prompt.split("\n")[1]: p.answer for p in problems_of(folders, "qwen", tmp_path / "apps.jsonl", rows)}
+    assert answers == {"Double.": {"inputs": ["2\n"], "outputs": ["4\n"]}, "Add.": {"tests": ["assert add(*[1, 2]) == 3"]}}
+
+def test_rows_that_mostly_cannot_be_used_and_splits_that_are_not_there_stop(folders, tmp_path):
+    import datasets
+    rows = [{"question": f"{i}?", "answer": "1" if i == 7 else ""} for i in range(30)]
+    with pytest.raises(SystemExit, match="29 with no answer"):
+        problems_of(folders, "qwen", tmp_path / "few.jsonl", rows)
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "disk")
+    with pytest.raises(SystemExit, match="--split nope: .* has train"):
+        rlvr.load_rows(config(folders / "qwen", "--split nope --dataset", tmp_path / "disk"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "LoRA" in message_of("--model", tmp_path, "--output_dir", tmp_path / "run")
+
+def test_csv_cells_stay_as_they_are_written(folders, tmp_path):
+    (tmp_path / "data.csv").write_text("question,answer\na?,007\nb?,5\nc?,\n")
+    c = config(folders / "llama", "--dataset", tmp_path / "data.csv", SMALL_DATA)
+    assert sorted(p.answer for p in sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])) == ["007", "5"]
+
+def test_a_reward_gets_what_it_names(tmp_path):
+    (tmp_path / "neighbour.py").write_text("bonus = 2")
+    (tmp_path / "own.py").write_text("from neighbour import bonus\ndef f(row, response):\n    return row['x'] + len(response) + bonus\n"
+                                     "def g(text, gold):\n    return len(text) + gold\n")
+    problem = rlvr.Problem("prompt", [], 10, "math", {"x": 100})
+    assert [rlvr.load_reward(f"{tmp_path / 'own.py'}:{name}")("abc", problem) for name in "fg"] == [105, 13]
+
+def test_a_path_that_does_not_exist_is_not_asked_for_on_the_hub(folders, tmp_path):
+    for flags in (f"--model {tmp_path}/nowhere", f"--model {folders / 'qwen'} --dataset nowhere.jsonl"):
+        assert "no such file or folder" in message_of(flags, "--max_new_tokens 8 --max_prompt_tokens 9 --output_dir", tmp_path / "run")
+
 def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
     rows = [{"q": "short", "a": "1"}, {"q": "short", "a": "1"}, {"q": "word " * 200, "a": "2"},
             {"q": "no answer", "a": None}, {"q": "", "a": "3"}, {"q": "other", "a": "4"}]
