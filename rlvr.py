@@ -69,6 +69,10 @@ def knob(default, help, low=None, high=math.inf):
 class Config:
     """Every knob. The defaults are for a real model on one GPU; DEMO and PRESETS override them."""
     model: str = knob("demo", "'demo', a Hugging Face id, or a folder with a causal language model")
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto: cuda if there is one, else cpu")
+    stop_tokens: list[str] | None = knob(None, "more tokens that end a response, names or ids")
+    system_prompt: str | None = knob(None, "put before prompts that have none")
+    chat_template_kwargs: str | None = knob(None, "JSON for the template, as {\"enable_thinking\": false}")
     dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a data file")
     subset: str | None = knob(None, "configuration of the data set ('main', where there is one)")
     split: str = knob("train", "split of the data set, of the held-out prompts too")
@@ -698,7 +702,8 @@ INSTRUCTIONS = {  # appended to every question, so that the verifier finds the a
     "countdown": "Reason step by step. End with the expression, for example <answer>(1 + 2) * 3</answer>.",
 }
 COLUMNS = {"prompt_column": ("question", "problem", "prompt", "text"),
-           "answer_column": ("test_list", "reward_model", "input_output", "answer", "solution", "ground_truth")}
+           "answer_column": ("test_list", "reward_model", "input_output", "answer", "solution",
+                             "ground_truth")}
 
 @dataclass
 class Problem:
@@ -757,7 +762,8 @@ def load_rows(c):
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             rows = datasets.load_from_disk(path)
             rows = rows if isinstance(rows, dict) else {"train": rows}
-            rows = rows[c.split] if c.split in rows else fail(f"--split {c.split}: {path} has {', '.join(rows)}")
+            rows = rows[c.split] if c.split in rows else fail(
+                f"--split {c.split}: {path} has {', '.join(rows)}")
         elif path.is_file():
             form, texts = path.suffix[1:].replace("jsonl", "json"), {}
             if form == "csv":  # cells as they are written: 007 is no 7, nor 7 beside an empty cell 7.0
@@ -823,6 +829,8 @@ def make_problem(row, columns, policy, c):
     while turns and turns[-1][0] == "assistant":
         warn("a last turn of the assistant would give the answer away: left out")
         turns.pop()
+    if c.system_prompt and turns and turns[0][0] != "system":
+        turns.insert(0, ("system", c.system_prompt))
     contents = "\n".join(content for _, content in turns)
     if not contents.strip():
         raise ValueError("no question, as text or chat messages")
@@ -830,7 +838,8 @@ def make_problem(row, columns, policy, c):
     if chat:
         question = [{"role": role, "content": content} for role, content in turns]
         with explained(f"--model {c.model}: its chat template refuses a prompt"):
-            text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+            text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False,
+                                                 **json.loads(c.chat_template_kwargs or "{}"))
     ids = tokenizer.encode(text, add_special_tokens=not chat)  # a template writes them itself
     if len(ids) > c.max_prompt_tokens:
         raise ValueError(f"a prompt longer than --max_prompt_tokens {c.max_prompt_tokens}")
@@ -853,7 +862,7 @@ def load_problems(c, policy):
     problems, reasons = [*problems.values()], ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
     if skipped:
         say(f"skipped {skipped.total()} rows: {reasons}")
-    if skipped.total() > 9 * len(problems):
+    if skipped.total() > 9 * len(problems) > 0:
         fail(f"--dataset {c.dataset}: most rows cannot be used: {reasons}")
     held_out = min(c.eval_prompts, max(len(problems) - (c.num_prompts or len(problems)), len(problems) // 5))
     kinds, count = {problem.kind for problem in problems}, len(problems) - held_out
@@ -974,13 +983,15 @@ def load_policy(c, checkpoint_folder=None):
         here(source)
     if Path(source, "adapter_config.json").exists():
         fail(f"--model {source}: a LoRA adapter; merge it into its model first (peft: merge_and_unload)")
-    device, options = "cuda", dict(dtype=torch.float32, output_loading_info=True)
-    if not torch.cuda.is_available():  # eager attention is faster for the one query of a decoding step
-        device, options["attn_implementation"] = "cpu", "eager"
+    device = c.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
+    options = dict(dtype=torch.float32, output_loading_info=True)
+    if device != "cuda":  # eager attention is faster for the one query of a decoding step
+        options["attn_implementation"] = "eager"
     with explained(f"--model {source}: no whole model of transformers"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AutoModelForCausalLM.from_pretrained(source, **options)
-    model.to(device).eval()
+    with explained(f"--device {device}: not usable here"):
+        model.to(device).eval()
     if missing := sorted(map(str, {*info["missing_keys"], *info["mismatched_keys"]})):
         fail(f"--model {source}: {len(missing)} weights missing, which would be random, such as {missing[0]}")
     other = {*(getattr(model.config, "layer_types", 0) or ())} - {"full_attention", "sliding_attention"}
@@ -993,6 +1004,9 @@ def load_policy(c, checkpoint_folder=None):
         after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answered")[2].lstrip()
         ends = tokenizer.encode(after, add_special_tokens=False)[:1]
         stop_ids |= {*ends} & {*tokenizer.added_tokens_decoder}
+    for name in c.stop_tokens or []:
+        token = int(name) if name.isdigit() else tokenizer.get_vocab().get(name)
+        stop_ids |= {token} if token is not None else fail(f"--stop_tokens {name}: no token of {source}")
     if not stop_ids:
         fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
     context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
@@ -1074,6 +1088,7 @@ def json_lines(records):
 class Run:
     """The folder of a run. The first process writes; nothing is deleted but what a run has written."""
     LENGTH = {"steps", "save_every", "keep", "log_samples"}  # what --resume may change: it is the same run
+    lock = None
 
     def __init__(self, c):
         self.c, self.out, self.began = c, Path(c.output_dir), time.perf_counter()
@@ -1089,6 +1104,7 @@ class Run:
     def open(self):
         """-> last checkpoint or None, summary so far. Other folders are refused; what the logs have from
         after the checkpoint goes: those steps run again."""
+        self.lock_folder()
         c, out, saved = self.c, self.out, read_json(self.out / "config.json")
         foreign = not saved and out.exists() and any(path.suffix != ".tmp" for path in out.iterdir())
         other = [f"--{name}" for name in self.config if saved and self.config[name] != saved.get(name)
@@ -1106,6 +1122,21 @@ class Run:
         for half_written in out.glob(".*.tmp"):
             shutil.rmtree(half_written, ignore_errors=True)
         return last, summary
+
+    def lock_folder(self):
+        """Two runs in one folder would spoil each other. The lock ends with the process, in whatever way."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with suppress(ImportError):  # on Windows there is none
+            import fcntl
+            if Run.lock is not None:  # of a run before in this process
+                os.close(Run.lock)
+            Run.lock = os.open(self.out, os.O_RDONLY)
+            try:
+                fcntl.flock(Run.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locks = open("/proc/locks") if Path("/proc/locks").exists() else ()
+                owner = [line.split()[4] for line in locks if f":{self.out.stat().st_ino} " in line]
+                fail(f"--output_dir {self.out}: process {' '.join(owner[:1])} writes there; name another")
 
     def log(self, *records):
         """Append a list of records to each log; the file is closed, and so flushed, at once."""
@@ -1147,7 +1178,7 @@ class Run:
 
 def peak_memory():
     """The most memory that this process had so far, GiB: on the GPU, else in all (None on Windows)."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform != "win32":
         import resource
@@ -1177,7 +1208,7 @@ def warn_if_useless(c, record, start):
     if record["step"] >= c.warmup_steps and record["clip_pos"] + record["clip_neg"] == 0:
         warn("no token is clipped: --pos_weight only rescales the loss; raise --reuse or lower --eps_low")
     if record["truncated"] > 0.2:
-        warn("over a fifth of the responses is cut off and gets reward 0; raise --max_new_tokens")
+        warn("over a fifth of the responses is cut off and gets reward 0: --max_new_tokens, --stop_tokens")
 
 # ---------------- 14. comparing and reading runs
 

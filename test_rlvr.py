@@ -680,6 +680,16 @@ def test_rows_that_mostly_cannot_be_used_and_splits_that_are_not_there_stop(fold
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "LoRA" in message_of("--model", tmp_path, "--output_dir", tmp_path / "run")
 
+def test_flags_for_chat_models(folders, tmp_path):
+    flags = "--max_new_tokens 8 --max_prompt_tokens 100 --device cpu --system_prompt Short."
+    c = config(folders / "qwen", flags, '--chat_template_kwargs {"suffix":"<think>"} --stop_tokens ! 7')
+    policy = rlvr.load_policy(c)
+    assert {7, policy.tokenizer.convert_tokens_to_ids("!")} < {*policy.stop_ids}
+    policy.tokenizer.chat_template += "{{ suffix }}"
+    text = rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, c).prompt
+    assert text.startswith("<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\n1?") and text.endswith("assistant\n<think>")
+    assert "no token of" in message_of("--model", folders / "qwen", flags, "--stop_tokens <nope> --output_dir", tmp_path / "run")
+
 def test_csv_cells_stay_as_they_are_written(folders, tmp_path):
     (tmp_path / "data.csv").write_text("question,answer\na?,007\nb?,5\nc?,\n")
     c = config(folders / "llama", "--dataset", tmp_path / "data.csv", SMALL_DATA)
@@ -1315,6 +1325,16 @@ def test_a_folder_with_anything_else_is_refused(folders, short):
         assert "holds" in message_of("--output_dir", folders / name, short)
     assert torch.equal(weights(folders / "qwen"), before)
 
+@linux
+def test_two_runs_do_not_share_a_folder(short, tmp_path):
+    import fcntl
+    (tmp_path / "run").mkdir()
+    lock = os.open(tmp_path / "run", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert f"process {os.getpid()} writes there" in message_of("--output_dir", tmp_path / "run", short)
+    os.close(lock)
+    assert len(go(tmp_path / "run", short)) == 4
+
 def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path):
     flags = f"--model {folders / 'demo'} --preset grpo --reward {folders / 'own.py'}:same {SHORT}"
     go(tmp_path / "plain", flags)
@@ -1452,7 +1472,7 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path, mo
     while size < 251:  # the longest question that fits the 252 tokens
         length += 1
         row = {"question": "x " * length, "answer": "2"}
-        size = len(rlvr.make_problem(row, ("question", "answer"), policy, SimpleNamespace(model="", max_prompt_tokens=999)).ids)
+        size = len(rlvr.make_problem(row, ("question", "answer"), policy, config(folders / "qwen", "--max_prompt_tokens 999")).ids)
     write_lines(file, [row])
     sample = rlvr.sample
 
