@@ -854,6 +854,7 @@ yes | Yes  ¦  \sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}  ¦  2\varepsilon | 2
 |u| | \sqrt{u^2}  ¦  x\sqrt{x} | \sqrt{x^3}  ¦  (2,-1) | x=2, y=-1
 """
 WRONG = r"""
+\frac13 | 0.\overline{33}1
 42 | 420  ¦  42 | 4 2  ¦  24500 | 245 00  ¦  \frac{1}{3} | 0.3333333333  ¦  3\frac{1}{2} | \frac{3}{2}
 25\% | 2500  ¦  25\% | 2.5\%  ¦  12 | 12x  ¦  12\text{ cm} | 12\text{ m}  ¦  12\text{ cm} | 12\text{ cm}^2
 12\text{ cm} | cm  ¦  \$5 | 5\text{ cents}  ¦  90^\circ | 90^\circ + 1  ¦  3000 | 3\times 10 + 3

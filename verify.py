@@ -8,8 +8,8 @@ Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches
 system: a small reader turns it into a tree, whose value is computed in exact fractions, or with 50 digits
 where it is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
 Code runs in processes of its own: see the last part. """
-import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator, os
-import random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time
+import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator
+import os, random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time
 from decimal import Decimal
 from fractions import Fraction
 from multiprocessing.pool import ThreadPool
@@ -63,7 +63,7 @@ MARKER = re.compile(r"####|\banswer\b(?:\W{0,4}is\b|\W*:|[*_]*\s*\n)|<answer>", 
 SENTENCE = re.compile(r"\.(?:\s|$)|,? \b(?:because|since|which)\b|</|\n")
 
 def last_boxed(text):
-    """The content of the last \\boxed{...} (or \\fbox), or None if there is none or its brace never closes."""
+    """The content of the last \\boxed{...} (or \\fbox); None if there is none or its brace never closes."""
     depth, begin = 0, max((match.end() for match in BOX.finditer(text)), default=len(text) + 1)
     for match in re.compile(r"\\.|[{}]", re.S).finditer(text, begin - 1):  # \{ and \} are no braces
         depth += {"{": 1, "}": -1}.get(match[0], 0)
@@ -123,14 +123,15 @@ def clean(text):
 # ----------------------------------------------------- units
 
 UNITS = {alias: name for name, aliases in {
-    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre", "km": "kilometer kilometre",
-    "in": "inch inche", "ft": "foot feet", "mi": "mile", "kg": "kilogram", "g": "gram", "l": "liter litre",
-    "s": "sec second", "min": "minute", "h": "hr hour", "mph": "mi/h", "unit": "", "percent": "% pct percentage",
-    "celsius": "", "fahrenheit": "", "degree": "° deg", "degreecelsius": "degreec",
-    "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp",
-    "rupee": "₹", "yen": "¥", "cent": "¢", "/": "per"}.items() for alias in (name, *aliases.split())}
-SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
-          "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4), "fifths": Fraction(1, 5)}
+    "m": "meter metre", "cm": "centimeter centimetre", "mm": "millimeter millimetre", "in": "inch inche",
+    "km": "kilometer kilometre", "ft": "foot feet", "mi": "mile", "kg": "kilogram", "g": "gram", "unit": "",
+    "l": "liter litre", "s": "sec second", "min": "minute", "h": "hr hour", "mph": "mi/h", "celsius": "",
+    "percent": "% pct percentage", "fahrenheit": "", "degree": "° deg", "degreecelsius": "degreec",
+    "/": "per", "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp",
+    "rupee": "₹", "yen": "¥", "cent": "¢"}.items() for alias in (name, *aliases.split())}
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
+          "trillion": 10**12, "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4),
+          "fifths": Fraction(1, 5)}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log", "mod", "theta"}
 CURRENCY = r"\\\$|[€£₹¥]"
@@ -143,8 +144,8 @@ REMARK = re.compile(r"^(.*[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as million,
-    exponent of words such as squared. The base of '1011_2' counts as its unit."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as
+    million, exponent of words such as squared. The base of '1011_2' counts as its unit."""
     text = REMARK.sub(r"\1 ⟨\2⟩", text)
     if base := BASE.fullmatch(text):
         return base[1] + base[2], f"base {base[3]}", 1, 1
@@ -154,7 +155,8 @@ def split_unit(text):
     tail = TAIL.search(text)
     value = text[:tail.start()].strip() if tail else text
     words = re.findall(rf"[^\W\d_/]+|/|%|°|{CURRENCY}", tail[0].partition("^")[0]) if tail else []
-    if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or "°" in words and re.search(r"[a-z]{3}\b", value):
+    if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or (
+            "°" in words and re.search(r"[a-z]{3}\b", value)):
         return text, unit, 1, 1
     for word in words:
         word = word if len(word) < 2 and not unit.startswith("degree") else word.lower()
@@ -175,8 +177,8 @@ def split_unit(text):
 
 FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
 WORDS = FUNCTIONS | {"sqrt", "pi", "floor", "ceil", "abs", "theta", "alpha", "beta", "gamma", "lambda"}
-LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi "
-              "varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
+LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
+              "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
 SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
 TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
                    rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
@@ -186,8 +188,8 @@ STOP = {*"+-*/^_!%°|", "\\rfloor", "\\rceil", "end", *CLOSE}  # they start no f
 ZERO, ONE, DEGREE = Fraction(0), Fraction(1), ("/", ("name", "\\pi"), Fraction(180))
 
 class Reader:
-    """Reads one expression: Reader(text).sum("end") is its tree. Implied products bind like written ones, as in
-    1/2x; the argument of a function without brackets ends at + - * / or the next function."""
+    """Reads one expression: Reader(text).sum("end") is its tree. Implied products bind like written ones, as
+    in 1/2x; the argument of a function without brackets ends at + - * / or the next function."""
     def __init__(self, text):
         tokens, end, self.bars = [], 0, 0
         while match := TOKEN.match(text, end):
@@ -231,8 +233,8 @@ class Reader:
         tree = self.atom()
         while self.next in ("^", "!", "%", "°"):
             sign = self.take()
-            tree = (("^", tree, self.argument(digits=True)) if sign == "^" else ("!", tree) if sign == "!" else
-                    ("/", tree, Fraction(100)) if sign == "%" else ("*", tree, DEGREE))
+            tree = (("^", tree, self.argument(digits=True)) if sign == "^" else ("*", tree, DEGREE)
+                    if sign == "°" else ("/", tree, Fraction(100)) if sign == "%" else ("!", tree))
         return tree
 
     def argument(self, digits=False):
@@ -355,7 +357,7 @@ WHOLE = 10  # from this point on, variables are whole numbers
 
 def compute(tree, point=0):
     """The value of a tree, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
-    variables: all positive, all negative, any signs, whole. ValueError or ArithmeticError if there is none."""
+    variables: all positive, all negative, any signs, whole. ValueError, ArithmeticError: there is none."""
     if exact(tree):
         return tree
     name, *operands = tree
@@ -444,8 +446,8 @@ def enclosed(text):
     return None
 
 def is_name(text):
-    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not 2x,
-    x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
+    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
+    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
     text = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
     if text[:1] == "(":
         return bool(enclosed(text)) and all(map(is_name, split(enclosed(text)[1], ",")[0]))
@@ -500,7 +502,8 @@ def read(text):
     if whole := enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text)):  # also P(1,2)
         items, commas = split(whole[1], ",;")
         if commas:
-            return ("set" if whole[0] == "{" else "tuple", *[whole[0] + whole[2]] * (whole[0] != "{"), *map(read, items))
+            items = map(read, items)
+            return ("set", *items) if whole[0] == "{" else ("tuple", whole[0] + whole[2], *items)
     return leaf(text)
 
 def leaf(text):
@@ -548,7 +551,7 @@ def parse(text):
     if not re.search(r"[(\[]|\\\{", text):  # thousands; but (1,234) is a point
         grouped = r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])"
         text = re.sub(grouped, lambda match: re.sub("[, ]", "", match[0]), text)
-    text = re.sub(r"(\d*)\.(\d*)(?:\\overline ?\{(\d{1,30})\}|\((\d{1,30})\))", repeating_decimal, text)
+    text = re.sub(r"(\d*)\.(\d*)(?:\\overline ?\{(\d{1,30})\}|\((\d{1,30})\))(?!\d)", repeating_decimal, text)
     text = re.sub(r"(\d*)\.(\d*?)(\d{1,9}?)\3{2,} ?\.\.\.()", repeating_decimal, text)
     if not (match := MATRIX.search(text)):
         return read(text)
@@ -698,19 +701,20 @@ LIMITS = {"CPU": TIME_LIMIT, "AS": 2**30, "FSIZE": 2**24, "NOFILE": 64, "NPROC":
 UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
 LIBRARY = "math collections itertools functools copy operator statistics heapq bisect".split()
 CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, dict)}
-SCALARS = {"bytes": (bytes, bytes.hex, bytes.fromhex), "bytearray": (bytearray, bytearray.hex, bytearray.fromhex),
+SCALARS = {"bytes": (bytes, bytes.hex, bytes.fromhex),
+           "bytearray": (bytearray, bytearray.hex, bytearray.fromhex),
            "complex": (complex, str, complex), "Decimal": (Decimal, str, Decimal),
            "Fraction": (Fraction, str, lambda text: Fraction(*map(int, text.split("/"))))}
 
 def python(function):
-    """The command that runs a function of this file in a new Python; an import, so that it is compiled once."""
+    """The command that runs a function of this file in a new Python; an import: it is compiled once."""
     folder, name = os.path.split(os.path.splitext(os.path.abspath(__file__))[0])
     program = f"import sys; sys.path.append({folder!r}); sys.set_int_max_str_digits(10**5); import {name}; "
     return [sys.executable, "-I", "-c", f"{program}{name}.{function}()"]
 
 def encode(x, handles):
-    """Plain data -> what JSON has, or [kind, content]. Any other object stays here, in the list `handles`, and
-    its number goes out; where `handles` is None, there is no such way."""
+    """Plain data -> what JSON has, or [kind, content]. Any other object stays here, in the list `handles`,
+    and its number goes out; where `handles` is None, there is no such way."""
     if x is None or isinstance(x, (bool, int, float, str)):
         return x
     for name, kind in CONTAINERS.items():
@@ -819,7 +823,7 @@ def grade():
 def judges_of(nodes, defined):
     """{name: object} of the builtins, modules and library functions that judge a solution in tests: the real
     ones, whatever the solution calls so. A module is one wherever it is looked into; a function where another
-    name of the solution is in its arguments: gcd(4, 6) alone is what is tested, isclose(half(3), 1.5) tests."""
+    name of the solution is in its arguments: gcd(4, 6) alone is tested, isclose(half(3), 1.5) tests."""
     looked_into = {node.value.id for node in nodes
                    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     judges = {name: importlib.import_module("numpy" if name == "np" else name)
@@ -871,7 +875,7 @@ def grade_output(task, start):
         for given, expected in zip(task["inputs"], task["outputs"], strict=True):
             signal.setitimer(signal.ITIMER_REAL, max(0.01, min(TIME_LIMIT, end - time.monotonic())), 1)
             with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-                stdin.write("\n".join(lines_of(given)).encode() if isinstance(given, list) else given.encode())
+                stdin.write(("\n".join(lines_of(given)) if isinstance(given, list) else given).encode())
                 stdin.seek(0)
                 process = start([*task["prefix"], sys.executable, "-I", program.name], stdin=stdin,
                                 stdout=stdout, preexec_fn=limit_this_process)
@@ -891,8 +895,8 @@ def sandbox():
     return UNSHARE if works else []
 
 def code_block(response):
-    """-> language and content of the last fenced block, or empty strings. A fence closes only on a line of its
-    own, not deeper than it was opened: ``` in a docstring or comment is text."""
+    """-> language and content of the last fenced block, or empty strings. A fence closes only on a line of
+    its own, not deeper than it was opened: ``` in a docstring or comment is text."""
     language = code = fence = ""
     for line in response.splitlines():
         mark = re.match(r"([ \t]*)(`{3,}|~{3,})\s*([^`]*?)\s*$", line)
@@ -936,9 +940,9 @@ REWARDS = {"math": math_reward,
            "code": lambda response, answer: code_reward(response, **answer)}
 
 def verify_batch(reward, cases, patience=300):
-    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in order,
-    nan where there is none, and {index: exception} of those. Threads are enough: code runs in processes of its
-    own, all cores at once. TimeoutError when the next verdict does not come for `patience` seconds."""
+    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
+    order, nan where there is none, and {index: exception} of those. Threads are enough: code runs in
+    processes of its own. TimeoutError when the next does not come for `patience` seconds."""
     def verdict(case):
         try:
             value = float(reward(*case))
