@@ -957,7 +957,8 @@ def verify_batch(reward, cases, patience=300):
             verdicts.append(results.next(patience))
     except multiprocessing.TimeoutError:
         raise TimeoutError(f"no verdict for {patience} seconds on {str(case[0])[:200]!r}") from None
-    pool.close()
+    finally:
+        pool.terminate()  # which waits for no thread that hangs
     errors = {i: verdict for i, verdict in enumerate(verdicts) if isinstance(verdict, BaseException)}
     return [math.nan if i in errors else verdict for i, verdict in enumerate(verdicts)], errors
 
