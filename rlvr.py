@@ -662,7 +662,8 @@ def parse_config(argv):
     early, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     known = defaults(early.preset, early.model)
     if early.resume:
-        saved = read_json(Path(early.resume, "config.json")) or fail(f"--resume {early.resume}: no run there")
+        if "preset" not in (saved := read_json(Path(early.resume, "config.json")) or {}):
+            fail(f"--resume {early.resume}: no run there; of a checkpoint, name the folder around it")
         known = {name: saved[name] for name in known if name in saved}
     parser.set_defaults(**known)
     c = Config(**vars(parser.parse_args(argv)))

@@ -1313,6 +1313,7 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
         assert read_lines(out / file) == read_lines(run.out / file)
     assert torch.equal(weights(out / "final"), weights(run.out / "final"))
     assert "another --lr" in message_of("--output_dir", out, short, "--lr 0.5")
+    assert "the folder around it" in message_of("--resume", out / "checkpoint-000004")
     assert "another --lr" in message_of("--resume", out, "--lr 0.5") and "done 4" in message_of("--resume", out, "--steps 3")
     for mine in ("checkpoint-best", "checkpoint-000002-keep"):
         (out / mine).mkdir()
@@ -1331,7 +1332,7 @@ def test_two_runs_do_not_share_a_folder(short, tmp_path):
     import fcntl
     (tmp_path / "run").mkdir()
     lock = os.open(tmp_path / "run", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    fcntl.flock(lock, fcntl.LOCK_SH)
     assert f"process {os.getpid()} writes there" in message_of("--output_dir", tmp_path / "run", short)
     os.close(lock)
     assert len(go(tmp_path / "run", short)) == 4
