@@ -62,7 +62,7 @@ DEMO_PRESETS = {"clip_higher": dict(eps_high=0.07), "clip_lower": dict(eps_low=0
                 "kl_cov": dict(cov_share=0.01), "pos_adv_epoch": dict(num_prompts=720)}  # it needs epochs
 
 def knob(default, help, low=None, high=math.inf):
-    allowed = None if low is None else f"{low:g}..{high:g}"  # --help shows it; check_config() holds to it
+    allowed = None if low is None else f"{low:g}..{high:g}"  # --help shows it; parse_config() holds to it
     return field(default=default, metadata={"help": help, "metavar": allowed})
 
 @dataclass
@@ -70,15 +70,15 @@ class Config:
     """Every knob. The defaults are for a real model on one GPU; DEMO and PRESETS override them."""
     model: str = knob("demo", "'demo', a Hugging Face id, or a folder with a causal language model")
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto: cuda if there is one, else cpu")
-    stop_tokens: list[str] | None = knob(None, "more tokens that end a response, names or ids")
-    system_prompt: str | None = knob(None, "put before prompts that have none")
-    chat_template_kwargs: str | None = knob(None, "JSON for the template, as {\"enable_thinking\": false}")
     dataset: str = knob("countdown", "'countdown', a Hugging Face id, a save_to_disk folder, or a data file")
     subset: str | None = knob(None, "configuration of the data set ('main', where there is one)")
     split: str = knob("train", "split of the data set, of the held-out prompts too")
     num_prompts: int | None = knob(None, "train on at most this many distinct prompts (all)", 1)
     prompt_column: str | None = knob(None, "column of the question: text or chat messages (found by name)")
     answer_column: str | None = knob(None, "column of the answer or the tests (found by name)")
+    stop_tokens: list[str] | None = knob(None, "more tokens that end a response, names or ids")
+    system_prompt: str | None = knob(None, "put before prompts that have none")
+    chat_template_kwargs: str | None = knob(None, "JSON for the template, as {\"enable_thinking\": false}")
     reward: str = knob("auto", "auto, countdown, math, code, or path/to/file.py:function(response, answer)")
     preset: Literal[tuple(PRESETS)] = knob("pos_adv_entropy", "a configuration; explicit flags win")
     output_dir: str | None = knob(None, "folder of the run (runs/<preset>-<changed flags>-seed<seed>)")
@@ -217,6 +217,7 @@ def logp_entropy(hidden, head, targets, temperature, max_logits=2**25):
 #
 # One idea serves sampler and trainer: a prompt is read once into the library's KV cache, and its responses
 # continue from there, token by token when sampling, all at once and with gradient when scoring.
+
 # The argument's name; transformers before 5.24 has the other.
 CACHE = "cache" if "cache" in inspect.signature(Qwen2ForCausalLM.forward).parameters else "past_key_values"
 
@@ -306,9 +307,9 @@ class Rollouts:
     responses: list        # B lists of token ids, stop token included: without it no policy learns to stop
     finished: list         # B bools: ended with a stop token, or cut off by the length limit
     texts: list            # B decoded responses
-    logp: torch.Tensor  # (B, T) log-probability of each token when it was drawn; 0 outside the mask
+    logp: torch.Tensor     # (B, T) log-probability of each token when it was drawn; 0 outside the mask
     entropy: torch.Tensor  # (B, T) entropy of the distribution it was drawn from, nats; 0 outside the mask
-    mask: torch.Tensor  # (B, T)
+    mask: torch.Tensor     # (B, T)
 
 class CacheLayer(transformers.StaticLayer):
     """Keys and values of a layer, in place. Autocast makes rotated keys fp32: twice what the cache needs."""
@@ -598,6 +599,7 @@ def next_state(c, state, record, prompts):
             "pos_weight": next_pos_weight(c, step, state["pos_weight"], record["entropy"], epoch, epochs)}
 
 # ============ From here on: what a run needs around the step. ============
+
 def fail(message, error=None):
     """Stop with one line that says what is wrong and what to do (exit status 1)."""
     reason = f": {' '.join(str(error).split())[:600] or type(error).__name__}" if error else ""
@@ -766,12 +768,12 @@ def load_rows(c):
             rows = rows[c.split] if c.split in rows else fail(
                 f"--split {c.split}: {path} has {', '.join(rows)}")
         elif path.is_file():
+            if path.suffix not in FORMS:
+                raise ValueError("another kind of file")
             form, texts = path.suffix[1:].replace("jsonl", "json"), {}
             if form == "csv":  # cells as they are written: 007 is no 7, nor 7 beside an empty cell 7.0
                 header = datasets.load_dataset(form, data_files=str(path), split="train[:1]").column_names
                 texts = {"converters": dict.fromkeys(header, str)}
-            if path.suffix not in FORMS:
-                raise ValueError("another kind of file")
             rows = datasets.load_dataset(form, data_files=str(path), split=c.split, **texts)
         else:
             name, _, revision = c.dataset.partition("@")
@@ -823,23 +825,22 @@ def make_problem(row, columns, policy, c):
     if isinstance(question, str) and question.strip():
         question = [{"role": "user", "content": f"{question}\n{instruction}"}]
     try:  # content may come in parts
-        turns = [(m["role"], m["content"] if isinstance(m["content"], str) else
-                  "".join(part["text"] for part in m["content"])) for m in question]
+        messages = [{"role": m["role"], "content": m["content"] if isinstance(m["content"], str) else
+                     "".join(part["text"] for part in m["content"])} for m in question]
     except (TypeError, KeyError):
-        turns = []
-    while turns and turns[-1][0] == "assistant":
+        messages = []
+    while messages and messages[-1]["role"] == "assistant":
         warn("a last turn of the assistant would give the answer away: left out")
-        turns.pop()
-    if c.system_prompt and turns and turns[0][0] != "system":
-        turns.insert(0, ("system", c.system_prompt))
-    contents = "\n".join(content for _, content in turns)
+        messages.pop()
+    if c.system_prompt and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": c.system_prompt})
+    contents = "\n".join(m["content"] for m in messages)
     if not contents.strip():
         raise ValueError("no question, as text or chat messages")
     text, chat = f"Question: {contents}\nAnswer:", tokenizer.chat_template
     if chat:
-        question = [{"role": role, "content": content} for role, content in turns]
         with explained(f"--model {c.model}: its chat template refuses a prompt"):
-            text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False,
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False,
                                                  **json.loads(c.chat_template_kwargs or "{}"))
     ids = tokenizer.encode(text, add_special_tokens=not chat)  # a template writes them itself
     if len(ids) > c.max_prompt_tokens:
@@ -1107,7 +1108,7 @@ class Run:
         after the checkpoint goes: those steps run again."""
         self.lock_folder()
         c, out, saved = self.c, self.out, read_json(self.out / "config.json")
-        foreign = not saved and out.exists() and any(path.suffix != ".tmp" for path in out.iterdir())
+        foreign = not saved and any(path.suffix != ".tmp" for path in out.iterdir())
         other = [f"--{name}" for name in self.config if saved and self.config[name] != saved.get(name)
                  and not (c.resume and name in self.LENGTH)]
         if foreign or other:
@@ -1149,7 +1150,6 @@ class Run:
         """Write config and summary, from the moment on that there is something to continue."""
         self.summary |= facts
         for name in ("config", "summary") if RANK == 0 else ():
-            self.out.mkdir(parents=True, exist_ok=True)
             write(self.out / f"{name}.json", json.dumps(getattr(self, name), indent=1))
 
     def save(self, policy, optimizer, state):
@@ -1165,10 +1165,10 @@ class Run:
         if held_out:
             before, after = self.summary["before"], evaluate(policy, held_out, reward, c)
             say(f"\n{'held-out prompts':18}{'before':>10}{'after':>10}   95 % interval over prompts")
-            for name, value in [*after.items()][:-1]:
-                low_high = "   {:.3f} to {:.3f}".format(*after["intervals"].get(name, (0, 0)))
-                say(f"{name:18}{before[name]:10.3f}{value:10.3f}{low_high if 'pass' in name else ''}")
-            self.summary["after"] = after
+            self.summary["after"], intervals = after, after["intervals"]
+            for name in [name for name in after if name != "intervals"]:
+                interval = "   {:.3f} to {:.3f}".format(*intervals[name]) if name in intervals else ""
+                say(f"{name:18}{before[name]:10.3f}{after[name]:10.3f}{interval}")
         speed = {stage: statistics.median([m[stage] for m in log[1:] or log] or [0]) for stage in STAGES}
         speed |= {"seconds_step": sum(speed.values()), "peak_memory": peak_memory()}
         seconds = time.perf_counter() - self.began

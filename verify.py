@@ -233,8 +233,10 @@ class Reader:
         tree = self.atom()
         while self.next in ("^", "!", "%", "°"):
             sign = self.take()
-            tree = (("^", tree, self.argument(digits=True)) if sign == "^" else ("*", tree, DEGREE)
-                    if sign == "°" else ("/", tree, Fraction(100)) if sign == "%" else ("!", tree))
+            if sign == "^":
+                tree = ("^", tree, self.argument(digits=True))
+            else:
+                tree = {"!": ("!", tree), "%": ("/", tree, Fraction(100)), "°": ("*", tree, DEGREE)}[sign]
         return tree
 
     def argument(self, digits=False):
@@ -577,8 +579,8 @@ def interval_of(node):
     signs, parts = node[1], list(node[2:])
     if signs[0] in ">≥":
         signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
-    free = [part[0] == "value" and part[1][:1] == ("name",) and bool(variables(part[1])) if not exact(part[1])
-            else False for part in parts]
+    free = [part[0] == "value" and not exact(part[1]) and part[1][0] == "name" and bool(variables(part[1]))
+            for part in parts]
     if len(parts) == 2:
         signs, parts, free = (["<", *signs], [MINUS_INFINITY, *parts], [False, *free]) if free[0] else (
             [*signs, "<"], [*parts, INFINITY], [*free, False])
