@@ -816,7 +816,7 @@ def make_problem(row, columns, policy, c):
     question, (kind, answer), tokenizer = row[columns[0]], read_answer(row[columns[1]]), policy.tokenizer
     if kind == "countdown" and is_demo(c.model):
         text = compact_countdown(**answer)
-        return Problem(text, tokenizer.encode(text), answer, kind)
+        return Problem(text, tokenizer.encode(text), answer, kind, row)
     instruction = INSTRUCTIONS[kind]
     if kind == "code" and "tests" in answer:  # one test shows the name and the arguments of all
         instruction += f" It must pass tests such as: {answer['tests'][-1]}"
@@ -832,11 +832,11 @@ def make_problem(row, columns, policy, c):
     while messages and messages[-1]["role"] == "assistant":
         warn("a last turn of the assistant would give the answer away: left out")
         messages.pop()
-    if c.system_prompt and messages and messages[0]["role"] != "system":
+    if not any(m["content"].strip() for m in messages):
+        raise ValueError("no question, as text or chat messages")
+    if c.system_prompt and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": c.system_prompt})
     contents = "\n".join(m["content"] for m in messages)
-    if not contents.strip():
-        raise ValueError("no question, as text or chat messages")
     text, chat = f"Question: {contents}\nAnswer:", tokenizer.chat_template
     if chat:
         with explained(f"--model {c.model}: its chat template refuses a prompt"):
@@ -923,7 +923,8 @@ class Policy:
                 if RANK == 0:
                     self.model.save_pretrained(new)
                     self.tokenizer.save_pretrained(new)
-                    torch.save(state, new / "trainer.pt")
+                    if state:
+                        torch.save(state, new / "trainer.pt")
                     shutil.rmtree(folder, ignore_errors=True)
                     new.rename(folder)
         finally:
@@ -1232,8 +1233,7 @@ def read_run(folder):
     return run | after, run | {"run": "before training"} | before, log.assign(**run)
 
 def cell(values, reference):
-    """Values by seed, of a run and of grpo -> "mean ± standard deviation (change in % ± 95 % interval)", the
-    change paired by seed, its interval by Student."""
+    """Values by seed, of a run and of grpo -> "mean ± deviation (paired change in % ± 95 %, Student)"."""
     change, text = (100 * (values / reference - 1)).dropna(), f"{values.mean():.3f} ± {values.std():.3f}"
     if len(change):
         half = STUDENT[min(len(change), 10) - 2] * change.sem()

@@ -582,6 +582,7 @@ def test_a_saved_demo_policy_is_the_demo_again(folders):
     assert train[0].prompt == rlvr.compact_countdown(**train[0].answer)
     assert len(train) == 200 and len(held_out) == 20
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert all(p.row["answer"] == p.answer for p in train)  # for a reward that asks for it
 
 def test_countdown_in_words_for_a_real_model(folders):
     c = config(folders / "qwen", "--num_prompts 40 --eval_prompts 5 --max_new_tokens 16 --max_prompt_tokens 200")
@@ -689,6 +690,8 @@ def test_flags_for_chat_models(folders, tmp_path):
     text = rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, c).prompt
     assert text.startswith("<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\n1?") and text.endswith("assistant\n<think>")
     assert "no token of" in message_of("--model", folders / "qwen", flags, "--stop_tokens <nope> --output_dir", tmp_path / "run")
+    with pytest.raises(ValueError, match="no question"):  # which a system prompt is not
+        rlvr.make_problem({"q": [{"role": "user", "content": ""}], "a": "1"}, ("q", "a"), policy, c)
 
 def test_csv_cells_stay_as_they_are_written(folders, tmp_path):
     (tmp_path / "data.csv").write_text("question,answer\na?,007\nb?,5\nc?,\n")
@@ -1288,6 +1291,7 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     assert {"before", "after", "seconds", "steps", "command", "torch"} <= set(summary)
     assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} < set(summary["after"])
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
+    assert not (run.out / "final" / "trainer.pt").exists()  # which only a checkpoint has
     assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
     speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
     assert speed == summary["speed"] and all(value > 0 for value in speed.values())
