@@ -9,7 +9,7 @@ system: a small reader turns it into a tree, whose value is computed in exact fr
 where it is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
 Code runs in processes of its own: see the last part. """
 import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator
-import os, random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time
+import os, random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, unicodedata
 from decimal import Decimal
 from fractions import Fraction
 from multiprocessing.pool import ThreadPool
@@ -17,7 +17,6 @@ from multiprocessing.pool import ThreadPool
 # ------------------------------------------------- countdown
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-NODES = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 ERRORS = (ValueError, ArithmeticError, TypeError, AttributeError, LookupError, SyntaxError, RecursionError,
           MemoryError)  # what odd input raises somewhere below: it is no answer
 
@@ -40,19 +39,12 @@ def countdown_reward(response, numbers, target):
         inside, closed, _ = response.rpartition("<answer>")[2].partition("</answer>")
         inside = " ".join(inside.strip().strip("$").translate(str.maketrans("×÷−·", "*/-*")).split())
         expression = re.sub(rf"\s*=\s*{int(target)}$", "", inside)
-        # A first minus is no trick; a number like 012 or 1 2, a power, a second sign are.
-        tricks = r"\*\s*\*|/\s*/|(?<!\d)0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+|[^0-9+\-*/() ]"
+        # A first minus is no trick; a number like 012 or 1 2, a power, a second sign, 2(3) are.
+        tricks = r"[*/]\s*[*/]|\b0\d|\d\s+\d|[-+*/(]\s*[-+]|^\+|[\d)]\s*\(|\)\s*\d|[^0-9+\-*/() ]"
         if not closed or len(expression) > 500 or re.search(tricks, expression):
             return 0.0
-
-        def value(node):
-            if isinstance(node, ast.BinOp):
-                return OPERATORS[NODES[type(node.op)]](value(node.left), value(node.right))
-            if isinstance(node, ast.UnaryOp):
-                return -value(node.operand)
-            left.remove(node.value)
-            return Fraction(node.value)
-        return float(value(ast.parse(expression, mode="eval").body) == target and not left)
+        used = sorted(map(int, re.findall(r"\d+", expression)))
+        return float(used == sorted(left) and compute(Reader(expression).sum("end")) == target)
     except ERRORS:
         return 0.0
 
@@ -83,12 +75,12 @@ def final_answer(response):
     text = response[markers[-1].end():][:1000].lstrip(" :*_\n")
     return SENTENCE.split(text, maxsplit=1)[0].strip("*_ ")
 
-RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ", "0123456789+-()ni" * 2)
-SYMBOLS = str.maketrans({
-    "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "∗": "*", "÷": "/", "⁄": "/", "π": r"\pi ", "∣": "|",
-    "½": r"\frac12", "⅓": r"\frac13", "⅔": r"\frac23", "¼": r"\frac14", "¾": r"\frac34", "≅": "≈", "…": "...",
-    "⟨": "(", "⟩": ")", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "\u00a0": " ", "\u200b": None,
-    **{chr(0xFF01 + i): chr(0x21 + i) for i in range(94)}})
+SYMBOLS = str.maketrans({sign: new for new, signs in {
+    "-": "−–", "*": "×·⋅∗", "/": "÷⁄", "|": "∣", "≈": "≅", "(": "⟨", ")": "⟩", r"\pi ": "π", r"\theta ": "θ",
+    r"\alpha ": "α", r"\beta ": "β", r"\mathbb R": "ℝ", "": "\u200b"}.items() for sign in signs})
+SCALES = {"dozen": "*12", "hundred": "*100", "thousand": "*1000", "million": "*10^6", "billion": "*10^9",
+          "trillion": "*10^12", "halves": "/2", "thirds": "/3", "fourths": "/4", "fifths": "/5",
+          "squared": "^2", "cubed": "^3"}
 COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or nothing
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "<": "lt", ">": "gt", " ∪ ": "cup",
     " ∈ ": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
@@ -98,24 +90,26 @@ COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or n
     }.items() for name in names.split()}
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
-    (r"[𝜋𝛑𝝅]", r"\\pi "), (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
+    (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
     (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
     (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
     (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
-    (r"\\mathbb\s*\{?R\}?|ℝ", "(-∞,∞)"),
+    (r"\\mathbb\s*\{?R\}?", "(-∞,∞)"),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
     (r"\\(?:text|mathrm|operatorname)\s*\{\s*([eid])\s*\}", r" \1 "),  # the numbers e and i, upright
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
     (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "),
     (r"\\\$|[€£₹¥]", r" \g<0> "), (r"\\frac\s+(\w+)\s+(\w+)", r"\\frac{\1}{\2}"),
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
+    (rf"(?<=[\d)}}])( *⟨? *)\b({'|'.join(SCALES)})\b", lambda m: SCALES[m[2]] + m[1]),
     (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*=", " "), (r"\s+", " "))]
 
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
-    text = re.sub(r"([⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙᵢ]+",
-                  lambda m: f"{'^' if m[1] else '_'}{{{m[0].translate(RAISED)}}}", text).translate(SYMBOLS)
+    text = re.sub(r"([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀-₉₊₋₍₎ₙᵢ]+", lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", text)
+    text = re.sub("[¼½¾⅐-⅞]", lambda m: r"\frac" + unicodedata.normalize("NFKC", m[0]).replace("⁄", ""), text)
+    text = re.sub("[^①-⓿ℝ]+", lambda m: unicodedata.normalize("NFKC", m[0]), text).translate(SYMBOLS)
     for pattern, new in REPLACE:
         text = pattern.sub(new, text)
     return text.strip() if re.search(r"\d ?\.\.\.\s*$", text) else text.strip().rstrip(".,; ")
@@ -129,9 +123,6 @@ UNITS = {alias: name for name, aliases in {
     "percent": "% pct percentage", "fahrenheit": "", "degree": "° deg", "degreecelsius": "degreec",
     "/": "per", "degreefahrenheit": "degreef", "dollar": r"\$ $ usd buck", "euro": "€ eur", "pound": "£ gbp",
     "rupee": "₹", "yen": "¥", "cent": "¢"}.items() for alias in (name, *aliases.split())}
-SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
-          "trillion": 10**12, "halves": Fraction(1, 2), "thirds": Fraction(1, 3), "fourths": Fraction(1, 4),
-          "fifths": Fraction(1, 5)}
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log", "mod", "theta"}
 CURRENCY = r"\\\$|[€£₹¥]"
@@ -144,12 +135,11 @@ REMARK = re.compile(r"^(.*[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2', 1, 1): value, unit in one spelling or '', factor of words such as
-    million, exponent of words such as squared. The base of '1011_2' counts as its unit."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, and unit in one spelling or ''. The base of '1011_2' counts as one."""
     text = REMARK.sub(r"\1 ⟨\2⟩", text)
     if base := BASE.fullmatch(text):
-        return base[1] + base[2], f"base {base[3]}", 1, 1
-    unit, factor, exponent, power = "", 1, 1, ""
+        return base[1] + base[2], f"base {base[3]}"
+    unit = power = ""
     if match := re.match(rf"(-?) ?({CURRENCY})", text):
         unit, text = UNITS[match[2]], match[1] + text[match.end():].strip()
     tail = TAIL.search(text)
@@ -157,19 +147,15 @@ def split_unit(text):
     words = re.findall(rf"[^\W\d_/]+|/|%|°|{CURRENCY}", tail[0].partition("^")[0]) if tail else []
     if not re.search(r"\d|\\pi", value) or NO_UNITS & {*words} or (
             "°" in words and re.search(r"[a-z]{3}\b", value)):
-        return text, unit, 1, 1
+        return text, unit
     for word in words:
         word = word if len(word) < 2 and not unit.startswith("degree") else word.lower()
-        if word in SCALES:
-            factor *= SCALES[word]
-        elif word in POWERS and not unit and word.endswith("d"):  # 6 squared
-            exponent = POWERS[word]
-        elif word in POWERS:
+        if word in POWERS:
             power = f"^{POWERS[word]}"
         elif word not in ("of", "the", "a"):
             word = word if word in UNITS or len(word) < 3 else word.removesuffix("s")
             unit += UNITS.get(word, word)
-    return value, UNITS.get(unit, unit) + (f"^{tail[2]}" if tail and tail[2] else power), factor, exponent
+    return value, UNITS.get(unit, unit) + (f"^{tail[2]}" if tail and tail[2] else power)
 
 # ----------------------------------------------- expressions
 #
@@ -512,12 +498,10 @@ def leaf(text):
     """A value with its unit, or a word."""
     if text and is_word(text) or text.startswith("⟨at "):
         return ("word", text.casefold())
-    value, unit, factor, exponent = split_unit(text)
+    value, unit = split_unit(text)
     if re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
         raise ValueError("two numbers side by side, or words")
-    tree = Reader(value).sum("end")
-    tree = tree if exponent == 1 else ("^", tree, Fraction(exponent))
-    return ("value", tree if factor == 1 else ("*", tree, Fraction(factor)), unit)
+    return ("value", Reader(value).sum("end"), unit)
 
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
