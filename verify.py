@@ -89,14 +89,18 @@ COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or n
     " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl Bigr large limits quad qquad"
     }.items() for name in names.split()}
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
-    (r"\\\\", "↵"), (r"↵\s*$|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
+    (r"\\\\", "↵"), (r"↵\s*(?=\\end|$)|\\!", ""),
+    (r"\\begin\s*\{[pbB]?(?:small)?(?:matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\matrix "),
+    (r"\\begin\s*\{[vV]matrix\}", r"|\\matrix "), (r"\\end\s*\{[vV]matrix\}", r"\\endmatrix |"),
+    (r"\\end\s*\{[pbB]?(?:small)?(?:matrix|array)\}", r"\\endmatrix "),
+    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
     (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
     (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
     (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
     (r"\\mathbb\s*\{?R\}?", "(-∞,∞)"),
-    (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*\{([^{}]*)\}", r"{\1}"),
+    (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*(?:\{(\w)\}|(?=\{))", r" \1"),
     (r"\\(?:text|mathrm|operatorname)\s*\{\s*([eid])\s*\}", r" \1 "),  # the numbers e and i, upright
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
     (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "),
@@ -168,9 +172,9 @@ LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa la
 SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
 TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
                    rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
-                   rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞])", re.ASCII)
+                   rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞&↵])", re.ASCII)
 OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
-STOP = {*"+-*/^_!%°|", "\\rfloor", "\\rceil", "end", *CLOSE}  # they start no factor
+STOP = {*"+-*/^_!%°|&↵", "\\rfloor", "\\rceil", "\\endmatrix", "end", *CLOSE}  # they start no factor
 ZERO, ONE, DEGREE = Fraction(0), Fraction(1), ("/", ("name", "\\pi"), Fraction(180))
 
 class Reader:
@@ -192,7 +196,8 @@ class Reader:
     def take(self, *allowed):
         if allowed and self.next not in allowed or len(self.tokens) < 2 and allowed != ("end",):
             raise ValueError(f"{self.next!r} is out of place")
-        return self.tokens.pop()
+        self.taken = self.tokens.pop()
+        return self.taken
 
     def starts(self):
         return self.next not in STOP or self.next == "|" and not self.bars
@@ -264,6 +269,12 @@ class Reader:
             return (name, self.argument())
         if name in FUNCTIONS:
             return self.called(name)
+        if name == "matrix":
+            rows = [["row"]]
+            while self.taken != "\\endmatrix":
+                rows += [["row"]] * (self.taken == "↵")
+                rows[-1].append(self.sum("&", "↵", "\\endmatrix"))
+            return ("matrix", *map(tuple, rows))
         if token in ("\\pi", "∞") or token[0].isalpha() or re.match("[a-zA-Z]*", name)[0] in LETTERS:
             return ("name", token)
         raise ValueError(f"unknown {token}")
@@ -296,6 +307,9 @@ def mp():
 def exact(*values):
     return all(isinstance(value, Fraction) for value in values)
 
+def inexact(x):
+    return mp().convert(x) if exact(x) else x
+
 def small(x, bound):
     """x, unless it is so large that to compute with it would take long, or no number."""
     if not abs(x) <= bound:
@@ -321,8 +335,10 @@ def power(a, b):
 
 def apply(name, x, y=None):
     """The value of an operation."""
+    if hasattr(y, "rows") and name not in "+-*":
+        raise ValueError("a matrix is no divisor, exponent or base")
     if name in OPERATORS:
-        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](mp().convert(x), mp().convert(y))
+        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](inexact(x), inexact(y))
     if name == "^":
         return power(x, y)
     if name == "!":
@@ -331,7 +347,7 @@ def apply(name, x, y=None):
         k = whole(y, 300)
         return math.prod((apply("-", x, Fraction(i)) for i in range(k)), start=ONE) / math.factorial(k)
     if name == "abs":
-        return abs(x)
+        return mp().det(x) if hasattr(x, "rows") else abs(x)
     if name in ("floor", "ceil"):
         return Fraction(int(getattr(math if exact(x) else mp(), name)(x)))
     small(x, 10**4 if name == "exp" else 10**30)
@@ -358,9 +374,11 @@ def compute(tree, point=0):
         sign = rand.choice((-1, 1)) if point > 1 else 1 - 2 * point
         return sign * Fraction(rand.randint(20, 99), rand.randint(3, 17))
     values = [compute(operand, point) for operand in operands]
+    if name in ("row", "matrix"):
+        return values if name == "row" else mp().matrix(values)
     if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
         for value in values:
-            small(bits(value), 300_000) if exact(value) else small(value, mp().mpf(10) ** 2000)
+            small(bits(value), 300_000) if exact(value) else small(mp().norm(value), mp().mpf(10) ** 2000)
     return apply(name, *values)
 
 def names_in(tree):
@@ -379,7 +397,9 @@ def close(x, y):
         return x == y
     if any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return False
-    x, y = mp().convert(x), mp().convert(y)
+    x, y = inexact(x), inexact(y)
+    if hasattr(x, "rows") and hasattr(y, "rows"):
+        return (x.rows, x.cols) == (y.rows, y.cols) and all(map(close, x, y))
     return bool(x == y or mp().almosteq(x, y, mp().mpf(10) ** -35))
 
 def agree(a, b, test=close):
@@ -394,7 +414,8 @@ def agree(a, b, test=close):
     for point in points:
         with contextlib.suppress(ValueError, ArithmeticError):
             x, y = compute(a, point), compute(b, point)
-            real = " i" in names or all(mp().im(value) == 0 for value in (x, y))
+            numbers = [z for value in (x, y) for z in (value if hasattr(value, "rows") else [value])]
+            real = " i" in names or not any(map(mp().im, numbers))
             verdicts[real].append(test(x, y))
     if not (seen := verdicts[True] or verdicts[False]):
         raise ValueError("no value anywhere")
@@ -402,36 +423,32 @@ def agree(a, b, test=close):
 
 # -------------------------------------- structure of answers
 #
-# A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio" | "matrix" |
-# "determinant", nodes ...), ("tuple", its brackets, nodes ...), ("relation", its signs, nodes ...), ("named",
-# name, node, relation or None) for x = 5, ("empty",).
+# A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio", nodes ...), ("tuple",
+# its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation or None) for
+# x = 5, ("empty",).
 
 FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 INFINITY = ("value", ("name", "∞"), "")
 MINUS_INFINITY = ("value", ("-", ZERO, ("name", "∞")), "")
-MATRIX = re.compile(r"(\|?) ?\\begin ?\{([pbBvV]?)(?:matrix|array)\}(?: ?\{[clr| ]*\})?(.*?)"
-                    r"\\end ?\{\w+\} ?\|?")
+
+def nesting(text):
+    """Every bracket and other character of a text, as a match, with the depth of brackets behind it."""
+    depth = 0
+    for match in re.finditer(r"\\?[{}]|.", text, re.S):
+        depth += (match[0][-1] in "([{⟨") - (match[0][-1] in ")]}⟩")
+        yield match, depth
 
 def split(text, separators):
     """Split at one-character separators outside all brackets -> the parts, the separators."""
-    parts, found, depth, start = [], [], 0, 0
-    for match in re.finditer(rf"\\?[{{}}]|[()\[\]⟨⟩]|[{separators}]", text):
-        depth += (match[0][-1] in "([{⟨") - (match[0][-1] in ")]}⟩")
-        if depth == 0 and match[0] in separators:
-            parts.append(text[start:match.start()].strip())
-            found.append(match[0])
-            start = match.end()
-    return [*parts, text[start:].strip()], found
+    found = [match for match, depth in nesting(text) if depth == 0 and match[0] in separators]
+    ends = [0, *(end for match in found for end in match.span()), len(text)]
+    return [text[a:b].strip() for a, b in zip(ends[::2], ends[1::2])], [match[0] for match in found]
 
 def enclosed(text):
     """(opening, content, closing) if one pair of brackets, of whatever shapes, is around all of the text."""
-    depth, opening = 0, re.match(r"\\[{]|[(\[{]|", text)[0]
-    for match in re.finditer(r"\\?[{}]|[()\[\]]", text if opening else ""):
-        depth += 1 if match[0] in OPEN else -1
-        if depth == 0:
-            inside = text[len(opening):match.start()].strip()
-            return (opening, inside, match[0]) if match.end() == len(text) else None
-    return None
+    end, opening = next((match for match, depth in nesting(text) if depth == 0), None), re.match(r"\\?{|[([]|", text)[0]
+    if opening and end and end.end() == len(text):
+        return opening, text[len(opening):end.start()].strip(), end[0]
 
 def is_name(text):
     """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
@@ -442,7 +459,7 @@ def is_name(text):
     frac = "frac" in text
     inner = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|_\{[^{}]*\}|_\w" + r"|\{[^{}]*\}" * (not frac), "", text)
     return bool(re.search(r"[a-zA-Z]", inner)) and not re.search(
-        r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|^i$", inner)
+        r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|\\matrix|^i$", inner)
 
 def is_word(text):
     """Yes, AAS, red and June 20 are words, xy and p - q are not. Letters that spell words are e, i, o, u and
@@ -539,16 +556,7 @@ def parse(text):
         text = re.sub(grouped, lambda match: re.sub("[, ]", "", match[0]), text)
     text = re.sub(r"(\d*)\.(\d*)(?:\\overline ?\{(\d{1,30})\}|\((\d{1,30})\))(?!\d)", repeating_decimal, text)
     text = re.sub(r"(\d*)\.(\d*?)(\d{1,9}?)\3{2,} ?\.\.\.()", repeating_decimal, text)
-    if not (match := MATRIX.search(text)):
-        return read(text)
-    before, after = text[:match.start()].strip(" ({["), text[match.end():].strip(" )}]")
-    name, _, factor = before.rpartition("=")
-    if after or name and not is_name(name):
-        raise ValueError("more than a matrix")
-    factor = factor.strip(" ({[*")
-    rows = [row.split("&") for row in match[3].split("↵") if row.strip()]
-    rows = [("tuple", "", *(read(f"({factor})({cell})" if factor else cell) for cell in row)) for row in rows]
-    return ("determinant" if match[1] or match[2] in ("v", "V") else "matrix", *rows)
+    return read(text)
 
 def repeating_decimal(match):
     whole, fixed, *period = match.groups()
