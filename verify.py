@@ -532,10 +532,10 @@ def read_relation(parts, signs):
             return read_relation(parts[:end + 1], signs[:end])
         parts, signs = parts[:2], ["="]
     named = [is_name(part) and not is_constant(part) for part in parts]
-    if named[-1] and not named[0]:
-        parts, named = parts[::-1], named[::-1]
+    if named[-1] and not named[0] or signs[0] in ">≥" and not named[0]:
+        parts, signs, named = parts[::-1], [FLIP.get(sign, sign) for sign in signs[::-1]], named[::-1]
     if {*signs} != {"="} or not named[0] and not all(map(is_constant, parts)):
-        return ("relation", signs, *map(read, parts))
+        return bounded(signs, [*map(read, parts)])
     values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
     if not all(same(value, values[-1]) for value in values):
         raise ValueError("a chain of unequal values")
@@ -543,6 +543,24 @@ def read_relation(parts, signs):
     with contextlib.suppress(ValueError):
         relation = ("relation", ["="], leaf(parts[0]), values[-1])
     return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
+
+def bounded(signs, sides):
+    """x > 3, 0 <= x < 1 and x != 3 as intervals with the name x, other relations as what they are."""
+    relation, end = ("relation", signs, *sides), sides[-1]
+    if len(sides) == 2 and signs[0] in ">≥":
+        signs, sides = [FLIP[signs[0]], "<"], [end, sides[0], INFINITY]
+    elif len(sides) == 2:
+        signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
+    low, middle, high = sides if len(sides) == 3 else (sides[0],) * 3
+    kind = "".join(signs)
+    if not (re.fullmatch("[<≤]{2}", kind) or kind == "<≠" and low is MINUS_INFINITY) or (
+            any(side[0] != "value" for side in sides) or variables(low[1], high[1])
+            or not names_in(middle[1]) == variables(middle[1]) != set()):
+        return relation
+    interval = ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], low, high)
+    if "≠" in signs:
+        interval = ("union", ("tuple", "()", low, high), ("tuple", "()", high, INFINITY))
+    return ("named", middle[1][1], interval, relation)
 
 @functools.lru_cache(4096)
 def parse(text):
@@ -564,26 +582,6 @@ def repeating_decimal(match):
     difference = int(whole + fixed + period) - int(whole + fixed or 0)
     return f"({Fraction(difference, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
-def interval_of(node):
-    """'x > 3', '0 <= x < 1' and 'x != 3' as intervals, other nodes as they are."""
-    if node[0] != "relation" or not any({*node[1]} <= {*signs} for signs in ("<≤", ">≥", "≠")):
-        return node
-    signs, parts = node[1], list(node[2:])
-    if signs[0] in ">≥":
-        signs, parts = [FLIP[sign] for sign in reversed(signs)], parts[::-1]
-    free = [part[0] == "value" and not exact(part[1]) and part[1][0] == "name" and bool(variables(part[1]))
-            for part in parts]
-    if len(parts) == 2:
-        signs, parts, free = (["<", *signs], [MINUS_INFINITY, *parts], [False, *free]) if free[0] else (
-            [*signs, "<"], [*parts, INFINITY], [*free, False])
-    if len(parts) != 3 or free != [False, True, False] or any(
-            end[0] != "value" or variables(end[1]) for end in parts[::2]):
-        return node
-    if "≠" in signs:
-        end = parts[2 if parts[0] is MINUS_INFINITY else 0]
-        return ("union", ("tuple", "()", MINUS_INFINITY, end), ("tuple", "()", end, INFINITY))
-    return ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], *parts[::2])
-
 def proportional(a, b):
     """Whether two relations say the same: side by side; or, with two sides and free variables, if the
     differences of their sides are everywhere in a constant ratio, positive for inequalities."""
@@ -603,23 +601,19 @@ def proportional(a, b):
 
 def as_alike(a, b):
     """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
-    if a[0] == "set" and b[0] == "union" and a[1][0] == "relation":
-        return ("union", *map(interval_of, a[1:]))
     names = [x[1] for x in a[1:] if x[0] == "named"] if a[0] == "set" else []
-    if b[0] == "tuple" and len(names) == len(a) - 1 > 0 and names == sorted({*names}):
-        return ("tuple", "()", *(x[2] for x in a[1:]))
-    return interval_of(a)
+    if len(names) == len(a) - 1 > 0 and names == sorted({*names}) * (len(names) if b[0] == "union" else 1):
+        return (b[0], *["()"] * (b[0] == "tuple"), *(x[2] for x in a[1:])) if b[0] in ("union", "tuple") else a
+    return a
 
 def same(a, b):
     """Whether two nodes are equal."""
     if "named" in (a[0], b[0]):
         return same_named(a, b)
     if a[0] == b[0] == "relation":
-        letters, letters2 = (variables(*(side[1] for side in x[2:] if side[0] == "value")) for x in (a, b))
-        if proportional(a, b) or letters != letters2:  # x > 2 is not y > 2
-            return letters == letters2
+        return proportional(a, b)
     a, b = as_alike(a, b), as_alike(b, a)
-    if a[0] != b[0] or len(a) != len(b) or a[0] == "relation":
+    if a[0] != b[0] or len(a) != len(b):
         return False
     if a[0] == "value":  # units may be left out and not differ; 25% is 25 or 0.25
         units = {a[2], b[2]} - {""}
