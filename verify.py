@@ -223,11 +223,10 @@ class Reader:
     def power(self):
         tree = self.atom()
         while self.next in ("^", "!", "%", "°"):
-            sign = self.take()
-            if sign == "^":
+            if (sign := self.take()) == "^":
                 tree = ("^", tree, self.argument(digits=True))
             else:
-                tree = {"!": ("!", tree), "%": ("/", tree, Fraction(100)), "°": ("*", tree, DEGREE)}[sign]
+                tree = ("!", tree) if sign == "!" else ("*", tree, {"%": Fraction(1, 100), "°": DEGREE}[sign])
         return tree
 
     def argument(self, digits=False):
@@ -316,9 +315,6 @@ def small(x, bound):
         raise ValueError("too large")
     return x
 
-def bits(x):
-    return max(x.numerator.bit_length(), x.denominator.bit_length())
-
 def whole(x, bound):
     if not exact(x) or x.denominator != 1 or not 0 <= x <= bound:
         raise ValueError("not a whole number, or too large")
@@ -327,7 +323,7 @@ def whole(x, bound):
 def power(a, b):
     """a ** b, exact for whole b; an odd root of a negative number is real."""
     if exact(a, b) and b.denominator == 1:
-        small(abs(b) * bits(a), 250_000)
+        small(abs(b) * (a.numerator * a.denominator).bit_length(), 250_000)
         return a ** int(b)
     if exact(b) and b.denominator % 2 and mp().im(a) == 0 and mp().re(a) < 0:
         return (-1) ** (b.numerator % 2) * power(-a, b)
@@ -378,7 +374,10 @@ def compute(tree, point=0):
         return values if name == "row" else mp().matrix(values)
     if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
         for value in values:
-            small(bits(value), 300_000) if exact(value) else small(mp().norm(value), mp().mpf(10) ** 2000)
+            if not exact(value):
+                small(mp().norm(value), mp().mpf(10) ** 2000)
+            else:
+                small((value.numerator * value.denominator).bit_length(), 300_000)
     return apply(name, *values)
 
 def names_in(tree):
