@@ -682,7 +682,7 @@ def parse_config(argv):
     idle |= {"pos_weight"} if c.pos_schedule in ("stage", "epoch") else set()
     if idle := sorted(idle & {a[2:].split("=")[0].replace("-", "_") for a in argv}):
         fail(f"--{idle[0]}: does nothing with --dataset {c.dataset} --pos_schedule {c.pos_schedule}")
-    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c))}-seed{c.seed}"
+    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c), short=True)[:200]}-seed{c.seed}"
     return c
 
 def defaults(preset, model):
@@ -690,12 +690,12 @@ def defaults(preset, model):
     demo = DEMO | PRESETS[preset] | DEMO_PRESETS.get(preset, {})
     return asdict(Config()) | (demo if is_demo(model) else PRESETS[preset])
 
-def name_of(config):
+def name_of(config, short=False):
     """A run's preset and the knobs that differ from it, seeds and places apart: names its folder, its row."""
     usual, apart = defaults(config["preset"], config["model"]), {"preset", "output_dir", "seed", *STARTING}
-    changed = [f"{name}={Path(str(value)).name}" for name, value in config.items()
+    changed = [f"{name}={Path(str(value)).name if short else value}" for name, value in config.items()
                if name in usual and name not in apart and str(value) != str(usual[name])]
-    return "-".join([config["preset"], *changed])[:200]
+    return "-".join([config["preset"], *changed])
 
 # ---------------------------------- 10. problems
 
@@ -990,7 +990,7 @@ def load_policy(c, checkpoint_folder=None):
     options = dict(dtype=torch.float32, output_loading_info=True)
     if device != "cuda":  # eager attention is faster for the one query of a decoding step
         options["attn_implementation"] = "eager"
-    with explained(f"--model {source}: no whole model of transformers"):
+    with explained(f"--model {source}: no whole model of transformers (cut off? a Git LFS pointer?)"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AutoModelForCausalLM.from_pretrained(source, **options)
     with explained(f"--device {device}: not usable here"):
@@ -1129,7 +1129,7 @@ class Run:
     def lock_folder(self):
         """Two runs in one folder would spoil each other. The lock ends with the process, in whatever way."""
         self.out.mkdir(parents=True, exist_ok=True)
-        with suppress(ImportError):  # on Windows there is none
+        with suppress(ImportError, OSError):  # not on Windows, nor on some network drives
             import fcntl
             if Run.lock is not None:  # of a run before in this process
                 os.close(Run.lock)

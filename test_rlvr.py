@@ -1552,7 +1552,7 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
     rand, refused = random.Random(0), 0
     policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 8"))
     odd = [None, 7, [], {}, "", [1], {"a": 1}, True, 1e300, "\x00", [{"role": "user"}], [[]], "\ud83d"]
-    for number in range(50):
+    for number in range(80):
         file = tmp_path / f"{number}.{rand.choice(['jsonl', 'json', 'csv', 'parquet'])}"
         rows = [{"question": f"{i}?", "answer": str(i)} for i in range(8)]
         for _ in range(rand.randint(0, 3)):
@@ -1566,7 +1566,7 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
         except SystemExit as stop:
             assert isinstance(stop.code, str) and "\n" not in stop.code and str(file) in stop.code
             refused += 1
-    assert 10 < refused < 50
+    assert 10 < refused < 80
 
 def test_report(tmp_path, capsys):
     for seed, grpo, ours in ((0, 0.40, 0.44), (1, 0.50, 0.60)):
@@ -1637,6 +1637,31 @@ def test_damaged_runs_end_in_one_line(short, tmp_path):
     assert "checkpoint-000004: damaged" in message_of("--resume", out)
     (out / "config.json").write_text("{")
     assert "config.json: damaged" in message_of("--resume", out)
+
+def test_broken_folders_end_in_one_line(short, folders, tmp_path):
+    """A file of a run or a model that is cut off, gone, empty, of another kind or a Git LFS pointer."""
+    run, rand, refused = tmp_path / "run", random.Random(0), 0
+    go(run, short, "--eval_prompts 0")
+    (run / "summary.json").unlink()
+    for number in range(40):
+        copy = tmp_path / str(number)
+        shutil.copytree((folders / "qwen", run)[number % 2], copy)
+        file = rand.choice(sorted(file for file in copy.rglob("*.*") if file.is_file() and "final" not in file.parts))
+        damage = rand.choice(["cut", "gone", "list", "empty", "pointer"])
+        data = file.read_bytes()
+        file.unlink()
+        if damage != "gone":
+            file.write_bytes({"cut": data[:rand.randrange(len(data) or 1)], "list": b"[1]", "empty": b"",
+                              "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9"}[damage])
+        try:
+            if number % 2:
+                rlvr.main(["--resume", str(copy)])
+            else:
+                rlvr.load_policy(config(copy, "--max_prompt_tokens 100 --max_new_tokens 8"))
+        except SystemExit as stop:
+            assert isinstance(stop.code, str) and "\n" not in stop.code and str(copy) in stop.code, (file, damage)
+            refused += 1
+    assert 10 < refused < 40
 
 def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
     def no_linux():
