@@ -654,6 +654,14 @@ def test_chat_data_that_gives_the_answer_away_or_comes_in_parts(folders, tmp_pat
     assert {p.prompt for p in problems} == {
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in ("1+1?", "3?")}
 
+def test_tokenizer_with_several_chat_templates_is_saved_whole(folders, tmp_path):
+    policy = rlvr.load_policy(config(folders / "qwen", "--max_prompt_tokens 100 --max_new_tokens 8"))
+    policy.tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
+    for number in range(2):  # over itself, too
+        policy.save(tmp_path / "checkpoint-000001", step=number)
+    again = tf.AutoTokenizer.from_pretrained(tmp_path / "checkpoint-000001")
+    assert again.chat_template == policy.tokenizer.chat_template
+
 def test_chat_templates_that_refuse_or_end_a_turn_with_no_eos(folders, tmp_path):
     policy = rlvr.load_policy(config(folders / "qwen", "--max_new_tokens 8 --max_prompt_tokens 100"))
     policy.tokenizer.eos_token = "<pad>"
@@ -1592,6 +1600,14 @@ def test_report(tmp_path, capsys):
     assert rows["Spearman with entropy"][column("ece")] == "-1.00"
     assert rows["pos_adv_entropy"][column("off target")] == "0.000 ± 0.000" and not rows["grpo"][column("off target")]
     assert rows["grpo"][column("dH_pos")].startswith("-0.400") and rows["grpo"][column("r_dH")] == "1.000 ± 0.000"
+
+def test_report_keeps_apart_what_folder_names_do_not(tmp_path, capsys):
+    """Models with the same last name, and configurations that differ behind the 200th character."""
+    for i, flags in enumerate(("--model one/m", "--model two/m", "--model one/m --warmup_steps 3")):
+        fake_run(tmp_path / str(i), f"{flags} --preset grpo --dataset {'d' * 200}", {})
+    rlvr.main(["--report", str(tmp_path / "*")])
+    names = re.findall(r"^\| (grpo\S*)", capsys.readouterr().out, re.M)
+    assert len({*names}) == 3
 
 def test_report_draws_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
