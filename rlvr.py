@@ -864,7 +864,7 @@ def load_problems(c, policy):
     problems, reasons = [*problems.values()], ", ".join(f"{n} with {reason}" for reason, n in skipped.items())
     if skipped:
         say(f"skipped {skipped.total()} rows: {reasons}")
-    if skipped.total() > 9 * len(problems) > 0:
+    if sum(n for reason, n in skipped.items() if "longer" not in reason) > len(problems) > 0:
         fail(f"--dataset {c.dataset}: most rows cannot be used: {reasons}")
     held_out = min(c.eval_prompts, max(len(problems) - (c.num_prompts or len(problems)), len(problems) // 5))
     kinds, count = {problem.kind for problem in problems}, len(problems) - held_out
@@ -883,7 +883,7 @@ def load_problems(c, policy):
 
 def load_reward(name):
     """--reward -> a function (response, Problem) -> number: a verifier's, or one of the user's own file: it
-    gets what it names among response, answer, prompt and row, else the first two."""
+    gets what it names among response, answer, prompt, row, finish_reason, else the first two."""
     path, _, function = name.rpartition(":")
     if name in ("auto", *verify.REWARDS):
         return lambda response, problem: verify.REWARDS[problem.kind](response, problem.answer)
@@ -893,9 +893,9 @@ def load_reward(name):
     with explained(f"--reward {name}: cannot be had from {path}"):
         function = runpy.run_path(path)[function]
         names = [*inspect.signature(function).parameters]
-    if {*names} <= {"response", "answer", "prompt", "row"}:
-        return lambda response, problem: function(**{
-            key: response if key == "response" else getattr(problem, key) for key in names})
+    if {*names} <= {"response", "answer", "prompt", "row", "finish_reason"}:  # the cut-off ones get no reward
+        return lambda response, problem: function(**{name: value for name, value in (
+            vars(problem) | {"response": response, "finish_reason": "stop"}).items() if name in names})
     return lambda response, problem: function(response, problem.answer)
 
 # ------------------------------------ 11. policy

@@ -680,8 +680,8 @@ def test_apps_rows_are_programs_or_functions(folders, tmp_path):
 
 def test_rows_that_mostly_cannot_be_used_and_splits_that_are_not_there_stop(folders, tmp_path):
     import datasets
-    rows = [{"question": f"{i}?", "answer": "1" if i == 7 else ""} for i in range(30)]
-    with pytest.raises(SystemExit, match="29 with no answer"):
+    rows = [{"question": f"{i}?", "answer": "" if i % 3 else "1"} for i in range(30)]
+    with pytest.raises(SystemExit, match="most rows cannot be used: 20 with no answer"):
         problems_of(folders, "qwen", tmp_path / "few.jsonl", rows)
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "disk")
     with pytest.raises(SystemExit, match="--split nope: .* has train"):
@@ -708,7 +708,8 @@ def test_csv_cells_stay_as_they_are_written(folders, tmp_path):
 
 def test_a_reward_gets_what_it_names(tmp_path):
     (tmp_path / "neighbour.py").write_text("bonus = 2")
-    (tmp_path / "own.py").write_text("from neighbour import bonus\ndef f(row, response):\n    return row['x'] + len(response) + bonus\n"
+    (tmp_path / "own.py").write_text("from neighbour import bonus\ndef f(row, response, finish_reason):\n"
+                                     "    return row['x'] + len(response) + bonus * (finish_reason == 'stop')\n"
                                      "def g(text, gold):\n    return len(text) + gold\n")
     problem = rlvr.Problem("prompt", [], 10, "math", {"x": 100})
     assert [rlvr.load_reward(f"{tmp_path / 'own.py'}:{name}")("abc", problem) for name in "fg"] == [105, 13]
