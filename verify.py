@@ -77,13 +77,13 @@ def final_answer(response):
 
 SYMBOLS = str.maketrans({sign: new for new, signs in {
     "-": "−–", "*": "×·⋅∗", "/": "÷⁄", "|": "∣", "≈": "≅", "(": "⟨", ")": "⟩", r"\pi ": "π", r"\theta ": "θ",
-    r"\alpha ": "α", r"\beta ": "β", r"\mathbb R": "ℝ", "": "\u200b"}.items() for sign in signs})
+    r"\alpha ": "α", r"\beta ": "β", r"\mathbb R": "ℝ", "=": "∈", "": "\u200b"}.items() for sign in signs})
 SCALES = {"dozen": "*12", "hundred": "*100", "thousand": "*1000", "million": "*10^6", "billion": "*10^9",
           "trillion": "*10^12", "halves": "/2", "thirds": "/3", "fourths": "/4", "fifths": "/5",
           "squared": "^2", "cubed": "^3"}
 COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or nothing
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "<": "lt", ">": "gt", " ∪ ": "cup",
-    " ∈ ": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
+    "=": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
     "|": "vert lvert rvert mid", "*": "cdot times ast", "/": "div", "(": "langle", ")": "rangle",
     "°": "degree", "...": "ldots cdots dots", r"\frac": "dfrac tfrac cfrac",
     " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl Bigr large limits quad qquad"
@@ -165,14 +165,14 @@ def split_unit(text):
 #
 # A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree) ...
 
-FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp".split())
-WORDS = FUNCTIONS | {"sqrt", "pi", "floor", "ceil", "abs", "theta", "alpha", "beta", "gamma", "lambda"}
+FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp floor ceil abs".split())
+WORDS = FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta", "gamma", "lambda"}
 LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
               "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
 SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
 TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
                    rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
-                   rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞&↵])", re.ASCII)
+                   rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞∅&↵])", re.ASCII)
 OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 STOP = {*"+-*/^_!%°|&↵", "\\rfloor", "\\rceil", "\\endmatrix", "end", *CLOSE}  # they start no factor
 ZERO, ONE, DEGREE = Fraction(0), Fraction(1), ("/", ("name", "\\pi"), Fraction(180))
@@ -264,8 +264,6 @@ class Reader:
         if name == "sqrt":
             root = self.sum("]") if self.next == "[" and self.take() else Fraction(2)
             return ("^", self.argument(), ("/", ONE, root))
-        if name in ("floor", "ceil", "abs"):
-            return (name, self.argument())
         if name in FUNCTIONS:
             return self.called(name)
         if name == "matrix":
@@ -274,7 +272,7 @@ class Reader:
                 rows += [["row"]] * (self.taken == "↵")
                 rows[-1].append(self.sum("&", "↵", "\\endmatrix"))
             return ("matrix", *map(tuple, rows))
-        if token in ("\\pi", "∞") or token[0].isalpha() or re.match("[a-zA-Z]*", name)[0] in LETTERS:
+        if token in ("\\pi", "∞", "∅") or token[0].isalpha() or re.match("[a-zA-Z]*", name)[0] in LETTERS:
             return ("name", token)
         raise ValueError(f"unknown {token}")
 
@@ -424,7 +422,7 @@ def agree(a, b, test=close):
 #
 # A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio", nodes ...), ("tuple",
 # its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation or None) for
-# x = 5, ("empty",).
+# x = 5.
 
 FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 INFINITY = ("value", ("name", "∞"), "")
@@ -482,7 +480,7 @@ def read(text):
         text = text[1:-1].strip()
     if whole and whole[0] == "\\{":
         condition, bar = split(whole[1], "|:")
-        if bar and is_name(split(condition[0], "∈")[0][0]):
+        if bar and is_name(split(condition[0], "=")[0][0]):
             return read(condition[1])  # {x | x > 2}
         inner = read(whole[1])
         return inner if inner[0] == "set" else ("set", inner)
@@ -491,11 +489,6 @@ def read(text):
             for signs in (("+-", "-+") if re.search("[±∓]", part) else ("±∓",))]
     if len(both) > 1:
         return ("set", *map(read, both))
-    if text == "∅":
-        return ("empty",)
-    left, found = split(text, "∈")
-    if found and is_name(left[0]):
-        return read(left[1])
     parts, signs = split(text, "<>≤≥=≠≈")
     if signs:
         return read_relation(parts, signs)
@@ -773,12 +766,6 @@ def serve():
         sink.write(json.dumps(reply).encode() + b"\n")
         sink.flush()
 
-class Deadline(BaseException):
-    """Not an Exception, so that no test catches it."""
-
-def on_alarm(*_):
-    raise Deadline
-
 def grade():
     """The grader: read a task from stdin, print PASS or FAIL, leave no process behind."""
     task, verdict = json.loads(sys.stdin.buffer.read()), "FAIL"
@@ -786,7 +773,7 @@ def grade():
     prctl = ctypes.CDLL(None).prctl
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans of the solution become children of this process
     prctl(4, 0, 0, 0, 0)   # PR_SET_DUMPABLE off: an ordinary user's solution cannot read this memory
-    signal.signal(signal.SIGALRM, on_alarm)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt: no test catches it
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
         start = functools.partial(  # in a session of its own, or it could signal our process group
@@ -795,7 +782,7 @@ def grade():
         try:
             (grade_tests if task["tests"] else grade_output)(task, start)
             verdict = "PASS"
-        except (Exception, SystemExit, Deadline):  # a failed test, a broken pipe, the deadline: all the same
+        except (Exception, SystemExit, KeyboardInterrupt):  # a failed test, a broken pipe, the deadline: all the same
             pass
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(ChildProcessError):
@@ -904,14 +891,12 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
             any(map(is_test, tests or [])) or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
-    grader = subprocess.Popen(python("grade"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL)
     try:
-        verdict, _ = grader.communicate(json.dumps(task).encode(), timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
+        grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
     except subprocess.TimeoutExpired:
-        grader.kill()
-        verdict, _ = grader.communicate()
-    return float(verdict == b"PASS\n")
+        return 0.0
+    return float(grader.stdout == b"PASS\n")
 
 def is_test(text):
     """Whether a text is Python with an assert or a call in it: something that can fail, no plain answer."""
@@ -930,29 +915,30 @@ def verify_batch(reward, cases, patience=300):
     """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
     order, nan where there is none, and {index: exception} of those. Threads are enough: code runs in
     processes of its own. TimeoutError when the next does not come for `patience` seconds."""
-    def verdict(case):
-        try:
-            value = float(reward(*case))
-            return value if math.isfinite(value) else ValueError(f"the reward is {value}, no finite number")
-        except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
-            return error
+    rewards, errors = [math.nan] * len(cases), {}
 
-    pool, verdicts = ThreadPool(), []
-    results = pool.imap(verdict, cases)
+    def judge(i):
+        try:
+            value = float(reward(*cases[i]))
+            if not math.isfinite(value):
+                raise ValueError(f"the reward is {value}, no finite number")
+            rewards[i] = value
+        except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
+            errors[i] = error
+
+    pool = ThreadPool()
+    results = pool.imap(judge, range(len(cases)))
     try:
         for case in cases:
-            verdicts.append(results.next(patience))
+            results.next(patience)
     except multiprocessing.TimeoutError:
         raise TimeoutError(f"no verdict for {patience} seconds on {str(case[0])[:200]!r}") from None
     finally:
         pool.terminate()  # which waits for no thread that hangs
-    errors = {i: verdict for i, verdict in enumerate(verdicts) if isinstance(verdict, BaseException)}
-    return [math.nan if i in errors else verdict for i, verdict in enumerate(verdicts)], errors
+    return rewards, dict(sorted(errors.items()))
 
 def extract(kind, response):
     """What the verifier of this kind judges, as text, or None."""
-    if kind == "math":
-        return final_answer(response)
-    if kind == "code":
-        return code_block(response)[1] or None
+    if kind != "countdown":
+        return final_answer(response) if kind == "math" else code_block(response)[1] or None
     return response.rpartition("<answer>")[2].partition("</answer>")[0]
