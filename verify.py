@@ -504,13 +504,16 @@ def read(text):
     return leaf(text)
 
 def leaf(text):
-    """A value with its unit, or a word."""
-    if text and is_word(text) or text.startswith("⟨at "):
-        return ("word", text.casefold())
+    """A value with its unit; words; or, where the Reader knows no such thing, the plain text."""
     value, unit = split_unit(text)
-    if re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
-        raise ValueError("two numbers side by side, or words")
-    return ("value", Reader(value).sum("end"), unit)
+    if is_word(text) or text.startswith("⟨at "):
+        return ("word", text.casefold())
+    if not re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
+        with contextlib.suppress(ValueError):
+            return ("value", Reader(value).sum("end"), unit)
+    if len(text) < 2:
+        raise ValueError("nothing")
+    return ("word", squashed(text))
 
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
@@ -529,8 +532,8 @@ def read_relation(parts, signs):
     if {*signs} != {"="} or not named[0] and not all(map(is_constant, parts)):
         return bounded(signs, [*map(read, parts)])
     values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
-    if not all(same(value, values[-1]) for value in values):
-        raise ValueError("a chain of unequal values")
+    if not all(same(value, values[-1]) for value in values) or len(parts) > 2 and values[-1][0] == "word":
+        raise ValueError("a chain of unequal values, or of words")
     relation = None
     with contextlib.suppress(ValueError):
         relation = ("relation", ["="], leaf(parts[0]), values[-1])
