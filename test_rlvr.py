@@ -828,6 +828,8 @@ def test_weights_that_do_not_fit_are_not_made_up(folders, tmp_path):
 # ---------------------------------------------------------------------------------------------------- verify.py
 
 RIGHT = r"""
+x > 3 | 3 < x  ¦  x \ne 3 | 3 \ne x  ¦  36 | 3 dozen  ¦  \bar x = 3, y = 2 | y = 2, \bar{x} = 3  ¦  3.5 | 3½
+\begin{pmatrix}4\\6\end{pmatrix} | \begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}
 42 | 42.00  ¦  -3 | -(3)  ¦  1234567 | 1,234,567  ¦  1234567 | 1{,}234{,}567  ¦  24500 | 24 500
 \frac{7}{3} | \tfrac73  ¦  -\frac{7}{3} | -2\frac{1}{3}  ¦  1.75 | 1 3/4  ¦  \frac{3}{4} | {3 \over 4}
 \frac{6}{8} | 0.75  ¦  \frac13 | 0.\overline{3}  ¦  25\% | 25  ¦  0.25 | 25\%  ¦  \$1,250.50 | 1250.5
@@ -866,6 +868,7 @@ yes | Yes  ¦  \sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}  ¦  2\varepsilon | 2
 |u| | \sqrt{u^2}  ¦  x\sqrt{x} | \sqrt{x^3}  ¦  (2,-1) | x=2, y=-1
 """
 WRONG = r"""
+x < 3 | 3 < x  ¦  1 | ①  ¦  \bar{x} | \bar{X}  ¦  2 | \begin{vmatrix}1&2\\3&4\end{vmatrix}  ¦  2.5\cdot10^9 | 2.5 million
 \frac13 | 0.\overline{33}1
 42 | 420  ¦  42 | 4 2  ¦  24500 | 245 00  ¦  \frac{1}{3} | 0.3333333333  ¦  3\frac{1}{2} | \frac{3}{2}
 25\% | 2500  ¦  25\% | 2.5\%  ¦  12 | 12x  ¦  12\text{ cm} | 12\text{ m}  ¦  12\text{ cm} | 12\text{ cm}^2

@@ -107,7 +107,7 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\$|[€£₹¥]", r" \g<0> "), (r"\\frac\s+(\w+)\s+(\w+)", r"\\frac{\1}{\2}"),
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
     (rf"(?<=[\d)}}])( *⟨? *)\b({'|'.join(SCALES)})\b", lambda m: SCALES[m[2]] + m[1]),
-    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*=", " "), (r"\s+", " "))]
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*[=≈]", " "), (r"\s+", " "))]
 
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
@@ -424,7 +424,7 @@ def agree(a, b, test=close):
 # its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation or None) for
 # x = 5.
 
-FLIP = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
+FLIP = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
 INFINITY = ("value", ("name", "∞"), "")
 MINUS_INFINITY = ("value", ("-", ZERO, ("name", "∞")), "")
 
@@ -517,8 +517,6 @@ def leaf(text):
 
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
-    if not parts[0]:  # "= 5"
-        return read_relation(parts[1:], signs[1:])
     if not signs:
         return read(parts[0])
     if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
@@ -526,11 +524,13 @@ def read_relation(parts, signs):
         if end or not is_name(parts[0]) or is_constant(parts[0]):
             return read_relation(parts[:end + 1], signs[:end])
         parts, signs = parts[:2], ["="]
+    if signs[0] in ">≥":
+        parts, signs = parts[::-1], [FLIP.get(sign, sign) for sign in signs[::-1]]
     named = [is_name(part) and not is_constant(part) for part in parts]
-    if named[-1] and not named[0] or signs[0] in ">≥" and not named[0]:
-        parts, signs, named = parts[::-1], [FLIP.get(sign, sign) for sign in signs[::-1]], named[::-1]
-    if {*signs} != {"="} or not named[0] and not all(map(is_constant, parts)):
+    if {*signs} != {"="} or not (named[0] or named[-1]) and not all(map(is_constant, parts)):
         return bounded(signs, [*map(read, parts)])
+    if not named[0]:
+        parts, named = parts[::-1], named[::-1]
     values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
     if not all(same(value, values[-1]) for value in values) or len(parts) > 2 and values[-1][0] == "word":
         raise ValueError("a chain of unequal values, or of words")
@@ -541,20 +541,21 @@ def read_relation(parts, signs):
 
 def bounded(signs, sides):
     """x > 3, 0 <= x < 1 and x != 3 as intervals with the name x, other relations as what they are."""
-    relation, end = ("relation", signs, *sides), sides[-1]
-    if len(sides) == 2 and signs[0] in ">≥":
-        signs, sides = [FLIP[signs[0]], "<"], [end, sides[0], INFINITY]
-    elif len(sides) == 2:
-        signs, sides = ["<", *signs], [MINUS_INFINITY, *sides]
-    low, middle, high = sides if len(sides) == 3 else (sides[0],) * 3
-    kind = "".join(signs)
-    if not (re.fullmatch("[<≤]{2}", kind) or kind == "<≠" and low is MINUS_INFINITY) or (
-            any(side[0] != "value" for side in sides) or variables(low[1], high[1])
-            or not names_in(middle[1]) == variables(middle[1]) != set()):
+    relation = ("relation", signs, *sides)
+    free = [side[0] == "value" and names_in(side[1]) == variables(side[1]) != set() for side in sides]
+    if len(sides) == 2:
+        signs, sides, free = (([*signs, "<"], [*sides, INFINITY], [*free, False]) if free[1] else
+                              (["<", *signs], [MINUS_INFINITY, *sides], [False, *free]))
+    if free != [False, True, False] or any(side[0] != "value" or variables(side[1]) for side in sides[::2]):
         return relation
-    interval = ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], low, high)
-    if "≠" in signs:
-        interval = ("union", ("tuple", "()", low, high), ("tuple", "()", high, INFINITY))
+    low, middle, high = sides
+    if {*signs} <= {"<", "≤"}:
+        interval = ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], low, high)
+    elif "≠" in signs and len(relation) == 4:
+        end = low if high is INFINITY else high
+        interval = ("union", ("tuple", "()", MINUS_INFINITY, end), ("tuple", "()", end, INFINITY))
+    else:
+        return relation
     return ("named", middle[1][1], interval, relation)
 
 @functools.lru_cache(4096)
@@ -582,17 +583,15 @@ def proportional(a, b):
     differences of their sides are everywhere in a constant ratio, positive for inequalities."""
     if len(a) == len(b) and a[1] == b[1] and all(map(same, a[2:], b[2:])):
         return True
-    if len(a) != 4 or len(b) != 4 or any(side[0] != "value" for side in a[2:] + b[2:]):
+    if len(a) != 4 or len(b) != 4 or a[1] != b[1] or any(side[0] != "value" for side in a[2:] + b[2:]):
         return False
-    (sign, d), (sign2, d2) = (
-        (FLIP[x[1][0]], ("-", x[3][1], x[2][1])) if x[1][0] in ">≥" else (x[1][0], ("-", x[2][1], x[3][1]))
-        for x in (a, b))
+    d, d2 = (("-", x[2][1], x[3][1]) for x in (a, b))
     ratios = []
 
     def test(x, y):
         ratios.append(apply("/", x, y))
-        return close(ratios[-1], ratios[0]) and (sign in "=≠" or mp().re(ratios[0]) > 0)
-    return sign == sign2 and bool(variables(d)) and variables(d) == variables(d2) and agree(d, d2, test)
+        return close(ratios[-1], ratios[0]) and (a[1][0] in "=≠" or mp().re(ratios[0]) > 0)
+    return bool(variables(d)) and variables(d) == variables(d2) and agree(d, d2, test)
 
 def as_alike(a, b):
     """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
