@@ -1,20 +1,6 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
-import dataclasses
-import glob
-import itertools
-import json
-import math
-import multiprocessing
-import os
-import random
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-import warnings
+import dataclasses, glob, itertools, json, math, multiprocessing, os, random
+import re, shutil, signal, subprocess, sys, tempfile, time, warnings
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -83,6 +69,13 @@ def policy(folders, request):
 def read_lines(file, drop=("seconds", "peak_memory")):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
             for line in Path(file).read_text().splitlines()]
+
+def cases(table):
+    """What stands between the signs ¦ and the line ends of a table."""
+    return re.split(r"\s*¦\s*|\n", table.strip("\n"))
+
+def pairs_of(table):
+    return [pair.split(" | ") for pair in cases(table)]
 
 def write_lines(file, rows):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -758,27 +751,18 @@ def test_presets_and_precedence():
     assert math.isinf(parsed("--eps_high inf").eps_high)
 
 BAD_FLAGS = """
---learning_rate 1                    | --learning_rate, --help
---preset ppo                         | ppo, pos_adv_entropy
---steps many                         | --steps, many
---group_size 1                       | --group_size 1
---updates_per_batch 7                | --updates_per_batch 7, --prompts_per_step 32
---temperature 0                      | --temperature
---temperature nan                    | --temperature
---eps_low -1                         | --eps_low
---lr -1                              | --lr
---cov_share 2                        | --cov_share 2
---num_prompts 0                      | --num_prompts 0
---report nowhere/*                   | nowhere/*, no finished run
---resume nowhere                     | nowhere
---pos_schedule cosine                | cosine, stage
---pos_schedule stage --pos_weight 1  | --pos_weight
---preset grpo --target_entropy 0.1   | --target_entropy
---split test                         | --split, countdown
---pos_weight 2                       | --pos_weight 2
+--learning_rate 1 | --learning_rate, --help  ¦  --preset ppo | ppo, pos_adv_entropy
+--steps many | --steps, many  ¦  --group_size 1 | --group_size 1
+--updates_per_batch 7 | --updates_per_batch 7, --prompts_per_step 32  ¦  --temperature 0 | --temperature
+--temperature nan | --temperature  ¦  --eps_low -1 | --eps_low  ¦  --lr -1 | --lr
+--cov_share 2 | --cov_share 2  ¦  --num_prompts 0 | --num_prompts 0
+--report nowhere/* | nowhere/*, no finished run  ¦  --resume nowhere | nowhere
+--pos_schedule cosine | cosine, stage  ¦  --pos_schedule stage --pos_weight 1 | --pos_weight
+--preset grpo --target_entropy 0.1 | --target_entropy  ¦  --split test | --split, countdown
+--pos_weight 2 | --pos_weight 2
 """
 
-@pytest.mark.parametrize("line", BAD_FLAGS.strip().splitlines())
+@pytest.mark.parametrize("line", cases(BAD_FLAGS))
 def test_bad_flags(line):
     argv, words = line.split("|")
     message = message_of(argv)
@@ -899,48 +883,26 @@ BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 5
          "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30, "9" + "!" * 200, "\\left[" * 9999,
          "[" * 99 + "1" + "]" * 99, "0.(" + "9" * 40 + ")...", "+".join(["2400!"] * 90), "3^{99999}" * 60]
 
-def pairs_of(table):
-    """Lines of "gold | answer  ¦  gold | answer ..." -> (gold, answer)."""
-    return [entry.split(" | ") for line in table.strip().splitlines() for entry in line.split("  ¦  ")]
-
 @pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
 def test_math_answers(table, verdict):
     for gold, answer in pairs_of(table):
         assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
 
 EXTRACTED = r"""
-1 | The answer is $42$.
-1 | Therefore, the final answer is \(42\).
-1 | **Answer:** 42 apples
-1 | **Final Answer**↵↵42
-1 | The answer is 42, because 6*7=42.
-1 | <think>6*7</think>↵<answer>The answer is 42</answer>
-1 | #### 42 dollars
-1 | #### 41↵#### 42
-1 | #### Step 1↵add↵#### Step 2↵multiply↵The answer is 42.
-1 | \boxed{43} or \boxed{42}
-1 | \boxed {42}
-1 | \boxed↵{42}
-1 | \boxed{\boxed{42}}
-1 | \boxed{42}↵#### 43
-1 | <think>\boxed{41}</think> The answer is 42.
-1 | <think>\boxed{42}</think> Done.
-0 | <think>\boxed{42}</think> The answer is 41.
-0 | #### 42↵#### 43
-0 | It is 42.
-0 |
-0 | The answer is 42 or 43.
-0 | The answer is 142.
-0 | \boxed{42} or \boxed{43}
-0 | \boxed{42} \boxed{
-0 | \boxed{42
-0 | \boxed{}
-0 | The answer is between 41 and 43.
+1 | The answer is $42$.  ¦  1 | Therefore, the final answer is \(42\).  ¦  1 | **Answer:** 42 apples
+1 | **Final Answer**↵↵42  ¦  1 | The answer is 42, because 6*7=42.
+1 | <think>6*7</think>↵<answer>The answer is 42</answer>  ¦  1 | #### 42 dollars  ¦  1 | #### 41↵#### 42
+1 | #### Step 1↵add↵#### Step 2↵multiply↵The answer is 42.  ¦  1 | \boxed{43} or \boxed{42}
+1 | \boxed {42}  ¦  1 | \boxed↵{42}  ¦  1 | \boxed{\boxed{42}}  ¦  1 | \boxed{42}↵#### 43
+1 | <think>\boxed{41}</think> The answer is 42.  ¦  1 | <think>\boxed{42}</think> Done.
+0 | <think>\boxed{42}</think> The answer is 41.  ¦  0 | #### 42↵#### 43  ¦  0 | It is 42.  ¦  0 |
+0 | The answer is 42 or 43.  ¦  0 | The answer is 142.  ¦  0 | \boxed{42} or \boxed{43}
+0 | \boxed{42} \boxed{  ¦  0 | \boxed{42  ¦  0 | \boxed{}  ¦  0 | The answer is between 41 and 43.
 0 | \boxed{\text{answer}}
 """
 
 def test_one_final_answer_is_extracted():
-    for verdict, _, response in (line.partition(" |") for line in EXTRACTED.strip().splitlines()):
+    for verdict, _, response in (line.partition(" |") for line in cases(EXTRACTED)):
         assert verify.math_reward(response.replace("↵", "\n"), "42") == float(verdict), response
 
 def test_any_answer_of_a_list_is_right():
@@ -995,45 +957,20 @@ def test_math_fuzz_never_raises():
         assert verify.math_reward(f"\\boxed{{{text}}}", gold) in (0.0, 1.0)
 
 COUNTDOWN = """
-8 3 8 3 | 24   | 1 | 8/(3-8/3)
-3 5 2   | 16   | 1 | 2*(3+5)
-20 4 5  | 1    | 1 | 20/4/5
-2 3     | 6    | 1 |  3 * 2 = 6
-3 5 2   | 4    | 1 | -3+5+2
-6 2 5   | 15   | 1 | $6/2*5$
-12 4 3  | 0    | 1 | 12/4-3
-5 5     | 10   | 1 | 5+5
-7 6 2   | 40   | 1 | 7 * 6↵- 2
-48 6    | 8    | 1 | 48 ÷ 6
-20 5    | 15   | 1 | 20 − 5
-3 5 2   | 16   | 0 | 16
-3 5 2   | 16   | 0 | 2*3+5
-3 5 2   | 16   | 0 | 2*(3+5)+0
-5       | 5    | 0 | 5-5+5
-5 5     | 5    | 0 | 5
-1 3     | 1000 | 0 | 1e3
-1 5 2   | 3    | 0 | 1.5*2
-5 3     | 8    | 0 | 05+3
-3 5     | 8    | 0 | ３+5
-1 2     | 12   | 0 | 1 2
-1 2     | 12   | 0 | 1↵2
-2 3     | 8    | 0 | 2**3
-7 2 1   | 4    | 0 | 7//2+1
-9 5     | 4    | 0 | 9%5
-1 3     | 8    | 0 | 1<<3
-5 3     | 0    | 0 | 5/(3-3)
-1 2     | 3    | 0 | (1+2
-1 2     | 3    | 0 |
-1 2 4 1 | 3    | 0 | 1+2=4-1
-1 2     | 3    | 0 | 1+2 or 9
-3 5     | 8    | 0 | 3--5
-3 5     | 8    | 0 | 3+(+5)
-1 1000000 5 | 5 | 0 | 5+1/1000000
-3       | 3    | 0 | __import__('os').system('x') or 3
+8 3 8 3 | 24 | 1 | 8/(3-8/3)  ¦  3 5 2 | 16 | 1 | 2*(3+5)  ¦  20 4 5 | 1 | 1 | 20/4/5
+2 3 | 6 | 1 |  3 * 2 = 6  ¦  3 5 2 | 4 | 1 | -3+5+2  ¦  6 2 5 | 15 | 1 | $6/2*5$  ¦  12 4 3 | 0 | 1 | 12/4-3
+5 5 | 10 | 1 | 5+5  ¦  7 6 2 | 40 | 1 | 7 * 6↵- 2  ¦  48 6 | 8 | 1 | 48 ÷ 6  ¦  20 5 | 15 | 1 | 20 − 5
+3 5 2 | 16 | 0 | 16  ¦  3 5 2 | 16 | 0 | 2*3+5  ¦  3 5 2 | 16 | 0 | 2*(3+5)+0  ¦  5 | 5 | 0 | 5-5+5
+5 5 | 5 | 0 | 5  ¦  1 3 | 1000 | 0 | 1e3  ¦  1 5 2 | 3 | 0 | 1.5*2  ¦  5 3 | 8 | 0 | 05+3
+3 5 | 8 | 0 | ３+5  ¦  1 2 | 12 | 0 | 1 2  ¦  1 2 | 12 | 0 | 1↵2  ¦  2 3 | 8 | 0 | 2**3
+7 2 1 | 4 | 0 | 7//2+1  ¦  9 5 | 4 | 0 | 9%5  ¦  1 3 | 8 | 0 | 1<<3  ¦  5 3 | 0 | 0 | 5/(3-3)
+1 2 | 3 | 0 | (1+2  ¦  1 2 | 3 | 0 |  ¦  1 2 4 1 | 3 | 0 | 1+2=4-1  ¦  1 2 | 3 | 0 | 1+2 or 9
+3 5 | 8 | 0 | 3--5  ¦  3 5 | 8 | 0 | 3+(+5)  ¦  1 1000000 5 | 5 | 0 | 5+1/1000000
+3 | 3 | 0 | __import__('os').system('x') or 3
 """
 
 def test_countdown_answers():
-    for line in COUNTDOWN.strip().splitlines():
+    for line in cases(COUNTDOWN):
         numbers, target, verdict, answer = line.split("|", 3)
         response = f"<answer>1</answer> Let me see. <answer>{answer[1:]}</answer>".replace("↵", "\n")
         assert verify.countdown_reward(response, numbers.split(), int(target)) == float(verdict), line
@@ -1259,11 +1196,11 @@ def test_what_is_judged_can_be_shown():
     assert verify.extract("code", "Here:\n```python\nx = 1\n```\n") == "x = 1"
 
 def test_math_is_safe_in_threads():
-    cases = [(f"\\boxed{{{answer}}}", gold) for gold, answer in pairs_of(RIGHT) + pairs_of(WRONG)] * 5
+    answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in pairs_of(RIGHT) + pairs_of(WRONG)] * 5
     verify.parse.cache_clear()
-    alone = [verify.math_reward(*case) for case in cases]
+    alone = [verify.math_reward(*case) for case in answers]
     verify.parse.cache_clear()
-    assert verify.verify_batch(verify.math_reward, cases)[0] == alone and 0 < sum(alone) < len(alone)
+    assert verify.verify_batch(verify.math_reward, answers)[0] == alone and 0 < sum(alone) < len(alone)
 
 def test_code_elsewhere_is_a_clear_error(monkeypatch):
     verify.sandbox.cache_clear()
