@@ -21,7 +21,7 @@ import rlvr
 import verify
 
 HERE = Path(__file__).parent
-CORPUS = ["What is 12 + 30? The answer is 42.", "A train has 3 cars of 20 seats.", "def add(a, b): return a + b"]
+CORPUS = ["What is 12 + 30? The answer is 42.", "3 cars of 20 seats.", "def add(a, b): return a + b"]
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -159,7 +159,7 @@ def variant(tokens, **values):
 
 def test_methods_that_the_paper_compares():
     tokens = dict(A=[2.0, -1.0, 0.0], logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
-                  entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]], mask=[[True, True], [True, True], [True, False]])
+                  entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]], mask=[[True] * 2, [True] * 2, [True, False]])
     A, alive, penalized = variant(tokens)  # all off
     assert A[:, 0].tolist() == tokens["A"] and alive.tolist() == tokens["mask"] and not penalized.any()
     A, *_ = variant(tokens, entropy_adv=0.4)  # half of |A| at most, so no sign turns
@@ -231,7 +231,7 @@ def test_chunked_head_equals_dense_twin(temperature):
         each = [q * (math.log(q) + H) for q in p]
         assert value == pytest.approx(each[target] - sum(q * x for q, x in zip(p, each)), abs=1e-6)
     logp, entropy = rlvr.log_softmax_entropy(torch.zeros(3, 77, dtype=torch.bfloat16), temperature)
-    assert entropy.dtype == logp.dtype == torch.float32 and entropy.tolist() == pytest.approx([math.log(77)] * 3)
+    assert entropy.dtype == logp.dtype == torch.float32 and entropy[0] == pytest.approx(math.log(77))
 
 def test_chunked_head_never_holds_all_logits():
     """Counted where they are made: the largest output of the head."""
@@ -274,7 +274,7 @@ def test_scoring_reads_each_prompt_once(policy):
     prompts, responses = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
     shape = rlvr.score(policy, prompts, responses, 1.0)[0].shape
     hook.remove()
-    assert shape == (5, 30) and tokens == [(2, 5), (5, 29)]  # two prompts, then responses but their last tokens
+    assert shape == (5, 30) and tokens == [(2, 5), (5, 29)]  # prompts; responses but their ends
 
 # -------------------------------------------------------------------------------------------------- sampler
 
@@ -315,13 +315,13 @@ def assert_sampler_equals_slow_twin(policy):
 def test_sampler_equals_slow_twin(policy):
     assert_sampler_equals_slow_twin(policy)
 
-FALCON = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.4)
+FALCON = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 FAMILIES = {
     "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
     "GPT-2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)),
     "Phi-3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES, pad_token_id=0)),
-    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON)),
-    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3, num_experts_per_tok=2))}
+    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, initializer_range=0.4)),
+    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3))}
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_families_sample_and_score_as_their_slow_twins(family):
@@ -335,7 +335,7 @@ def test_other_families_sample_and_score_as_their_slow_twins(family):
             assert torch.allclose(row[:len(slow)], slow, atol=1e-4)
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat them
+    """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat it
     on those very tensors, whatever Python would do now. To read a value on the host is no part of a graph."""
     replays = []
 
@@ -420,8 +420,8 @@ def test_pass_at_k_equals_brute_force():
 
 def test_schedules():
     def weight(schedule, *args, **epochs):
-        c = SimpleNamespace(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
-        return rlvr.next_pos_weight(c, *args, **epochs)
+        return rlvr.next_pos_weight(SimpleNamespace(pos_schedule=schedule, steps=11, pos_weight=0.3,
+                                                    target_entropy=0.2, pos_delta=0.05), *args, **epochs)
 
     assert [weight("constant", s, 0.9, 0.1) for s in range(3)] == [0.3] * 3
     assert [weight("stage", s) for s in (0, 5, 6, 8, 10)] == pytest.approx([0, 0, 0.2, 0.6, 1])
@@ -482,12 +482,11 @@ def test_evaluate_counts(policy, monkeypatch):
     assert list(result)[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
 
 def judged(texts, reward, finished=None):
-    problems = [SimpleNamespace(kind="math", answer="4")] * len(texts)
-    return rlvr.judge(SimpleNamespace(problems=problems, texts=texts, finished=finished or [True] * len(texts)),
-                      reward)
+    return rlvr.judge(SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
+                                      texts=texts, finished=finished or [True] * len(texts)), reward)
 
 def test_a_cut_off_response_gets_no_reward_and_never_the_best():
-    for reward, expected in ((rlvr.load_reward("auto"), [1.0, 0.0]), (lambda text, problem: -3, [-3.0, -3.0])):
+    for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
         assert rlvr.rewards_of(judged(["\\boxed{4}"] * 2, reward, [True, False]))[0].tolist() == expected
 
 def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
@@ -509,11 +508,11 @@ def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
 
 def test_a_reward_gets_what_it_names(tmp_path):
     (tmp_path / "neighbour.py").write_text("bonus = 2")
-    (tmp_path / "own.py").write_text("from neighbour import bonus\ndef f(row, response, finish_reason):\n"
-                                     "    return row['x'] + len(response) + bonus * (finish_reason == 'stop')\n"
-                                     "def g(text, gold):\n    return len(text) + gold\n")
+    (tmp_path / "own.py").write_text(
+        "from neighbour import bonus\ng = lambda text, gold: len(text) + gold\n"
+        "f = lambda row, response, finish_reason: row['x'] + len(response + finish_reason) + bonus")
     problem = rlvr.Problem("prompt", [], 10, "math", {"x": 100})
-    assert [rlvr.load_reward(f"{tmp_path}/own.py:{name}")("abc", problem) for name in "fg"] == [105, 13]
+    assert [rlvr.load_reward(f"{tmp_path}/own.py:{name}")("abc", problem) for name in "fg"] == [109, 13]
 
 # ------------------------------------------------------------------------------------------------- problems
 
@@ -578,8 +577,8 @@ def problems_of(model, file, rows, *flags):
     return sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
 
 def test_answers_of_all_kinds(folders, tmp_path):
-    """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: a list of asserts; TinyZero:
-    numbers and a target; a list of accepted answers; APPS: programs or functions."""
+    """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: asserts; TinyZero: numbers
+    and a target; a list of accepted answers; APPS: programs or functions."""
     def problems(row, count=6):
         rows = [row(i) for i in range(count)]
         return problems_of(folders / "qwen", tmp_path / "rows.jsonl", rows, "--max_prompt_tokens 200")
@@ -597,10 +596,10 @@ def test_answers_of_all_kinds(folders, tmp_path):
     assert zero[0].kind == "countdown" and set(zero[0].answer) == {"numbers", "target"}
     any_of = problems(lambda i: {"question": f"{i}?", "answer": ["10", "ten"]})
     assert any_of[0].kind == "math" and verify.math_reward("\\boxed{ten}", any_of[0].answer) == 1.0
-    apps = problems(lambda i: {"question": "ab"[i], "input_output": json.dumps((
-        {"inputs": ["2\n"], "outputs": ["4\n"]}, {"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"})[i])}, 2)
-    assert {p.row["question"]: p.answer for p in apps} == {
-        "a": {"inputs": ["2\n"], "outputs": ["4\n"]}, "b": {"tests": ["assert add(*[1, 2]) == 3"]}}
+    io = {"inputs": ["2\n"], "outputs": ["4\n"]}, {"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}
+    apps = problems(lambda i: {"question": "ab"[i], "input_output": json.dumps(io[i])}, 2)
+    assert sorted(apps, key=lambda p: p.row["question"])[1].answer == {"tests": ["assert add(*[1, 2]) == 3"]}
+    assert io[0] in [p.answer for p in apps]
 
 def test_chat_data_that_gives_the_answer_away_or_comes_in_parts(folders, tmp_path):
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
@@ -630,8 +629,8 @@ def test_chat_templates(folders, tmp_path):
         rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, config(folders / "qwen"))
 
 def test_flags_for_chat_models(folders, tmp_path):
-    c = config(folders / "qwen", "--device cpu --system_prompt Short. --stop_tokens ! 7 --chat_template_kwargs",
-               '{"suffix":"<think>"}')
+    c = config(folders / "qwen", "--device cpu --system_prompt Short. --stop_tokens ! 7",
+               '--chat_template_kwargs {"suffix":"<think>"}')
     policy = rlvr.load_policy(c)
     assert {7, policy.tokenizer.convert_tokens_to_ids("!")} < {*policy.stop_ids}
     policy.tokenizer.chat_template += "{{ suffix }}"
@@ -744,8 +743,8 @@ def test_bad_data_and_rewards(folders, tmp_path):
     (tmp_path / "odd.txt").write_text("x")
     qwen, demo = (f"--model {folders / name} --output_dir {tmp_path / 'run'}" for name in ("qwen", "demo"))
     for flags, words in (
-            (f"--dataset {tmp_path}/empty.jsonl", "empty.jsonl"), (f"--dataset {tmp_path}/odd.txt", "odd.txt"),
-            ("--dataset nobody/data", "nobody/data"), ("--dataset nowhere.jsonl", "no such file or folder"),
+            (f"--dataset {tmp_path}/empty.jsonl", "empty.jsonl"), ("--dataset nobody/data", "nobody/data"),
+            (f"--dataset {tmp_path}/odd.txt", "odd.txt"), ("--dataset no.jsonl", "no such file or folder"),
             (f"--dataset {disk} --split nope", "--split nope, has train"),
             (f"--dataset {few}", "most rows cannot be used: 20 with no answer"),
             (f"--dataset {good} --prompt_column frage", "frage, question, answer, extra, --prompt_column"),
@@ -770,8 +769,8 @@ def test_fuzzed_command_lines_end_in_one_line():
     """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
     rand = random.Random(0)
     flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
-    values = ["1", "-1", "0", "nan", "inf", "1e999", "", "x", "true", "None", "[]", "../..", "é", "--lr", "0.5"]
-    lines = [[x for _ in range(rand.randint(1, 3)) for x in map(rand.choice, (flags, values))] for _ in range(200)]
+    values = ["", *"1 -1 0 nan inf 1e999 x true None [] ../.. é --lr 0.5".split()]
+    lines = [[rand.choice((flags, values)[i % 2]) for i in range(rand.choice((2, 4, 6)))] for _ in range(200)]
     assert 100 < sum(is_refused("", rlvr.parse_config, argv) for argv in lines) < 200
 
 def test_malformed_data_files_end_in_one_line(folders, tmp_path):
@@ -885,7 +884,7 @@ def test_one_final_answer_is_extracted():
 def test_golds_that_are_lists_empty_or_odd():
     for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
         assert verify.math_reward("\\boxed{10}", gold) == verdict  # any answer of a list is right
-    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}", None]):
+    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}"]):
         assert verify.math_reward(response, gold) == 0.0
     for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
         assert verify.math_reward(odd, "7") == verify.math_reward("\\boxed{7}", odd or None) == 0.0
@@ -899,9 +898,9 @@ def test_bombs_are_refused():
                          "\\boxed{" * 9999 + bomb):
             assert verify.math_reward(response, gold) == 0.0
 
-PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \begin{pmatrix}
-\end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and \boxed{ \$ cm ° √ ½ **
-\left \approx \mid ² ₁ million (cm) 2:45 p.m. ... \prime a_{n-1}""".split()
+PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
+\begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and √ **
+\boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁""".split()
 
 def test_math_fuzz_never_raises():
     rand = random.Random(1)
@@ -924,7 +923,8 @@ COUNTDOWN = """
 STEPS = """
 1 | 7*3=21,21+5=26  ¦  1 | 7*3=21,5+21=26  ¦  1 |  7*3=21,21+5=26↵  ¦  0 | 7*3=21,21+5=27  ¦  0 | 7*3=21
 0 | 21+5=26  ¦  0 | 7*3=20,20+5=26  ¦  0 | 7*3=21,21+5=26,26/26=1  ¦  0 | ↵  ¦  0 | 7+7=14,14+12=26
-0 | 7*3=21,,21+5=26  ¦  0 | 26  ¦  0 | 7*3=21,21+5=26<eos>  ¦  0 | <answer>1  ¦  0 | 9**9=1,1+1=2  ¦  0 | 7/3=2,21+5=26
+0 | 7*3=21,,21+5=26  ¦  0 | 26  ¦  0 | 7*3=21,21+5=26<eos>  ¦  0 | <answer>1
+0 | 9**9=1,1+1=2  ¦  0 | 7/3=2,21+5=26
 """
 
 def test_countdown_answers_and_steps_of_the_demo():
@@ -955,69 +955,73 @@ def test_random_expressions_agree_with_their_twin():
                 assert verdict == (value == gold), (text, gold)
 
 SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
-SUM_IO = dict(inputs=["1 2\n", "10 -3\n", "0 0\n"], outputs=["3\n", "7\n", "0\n"])
-GOOD_CODE = [
-    (SQUARE, "def sq(x):\n    print('PASS')\n    return x * x"),
-    (["assert total(12, 18) == 30\nfor i in range(3):\n    assert total(i, i) == 2 * i"], "total = lambda a, b: a + b"),
-    (["assert sum(12, 18) == 6"], "def sum(a, b):\n    return b - a"),  # the task's name is a builtin's
-    (["assert gcd(4, 6) == 2"], "def gcd(a, b):\n    return gcd(b, a % b) if b else a"),  # or a library's
-    (["assert Box(2).add(3) == 5", "b = Box(1)\nassert b.n == 1 and list(b.count()) == [0]"],
-     "class Box:\n    def __init__(self, n): self.n = n\n    def add(self, k): return self.n + k\n"
-     "    def count(self):\n        yield from range(self.n)"),
-    (["assert Solution().twice([1]) == [2]"],
-     "class Solution:\n    def twice(self, nums: List[int]) -> List[int]:\n        return [2 * x for x in nums]"),
-    (["def check(f):\n    assert f([1, 2]) == 3\ncheck(add_up)"], "def add_up(a):\n    return sum(a)"),
-    (["assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)"],
-     "def f():\n    return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5"),
-    (["assert f('abca') == {'a': 2, 'b': 1, 'c': 1}"], "from collections import Counter as f"),
-    (["assert f(90) == 2880067194370816120"],
-     "from functools import lru_cache\n@lru_cache(None)\ndef f(n):\n    return n if n < 2 else f(n-1) + f(n-2)"),
-    (["try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"], "def f(x):\n    raise ValueError(x)"),
-    (["import math\nassert math.isclose(f(3, 4), 5)"], "import math\ndef f(a, b):\n    return math.hypot(a, b)"),
-    (["assert isclose(half(3), 1.5)"], "from math import isclose\ndef half(x):\n    return x / 2"),
-    (["assert price(1) == 2.5"], "from decimal import Decimal\ndef price(x):\n    return Decimal('2.50')"),
-    (["assert decode(encode('ab')) == 'ab'"], "encode = lambda s: s[::-1]\ndecode = lambda s: s[::-1]")]
-ALWAYS = "lambda *a, **k: True"
-REPLACED = [  # what judges a solution is not the solution's
-    (["assert len(primes(100)) == 25"], "def primes(n):\n    return []\ndef len(x):\n    return 25"),
-    (["assert abs(max([1, 2]) - 2) < 1"], "def max(x):\n    return 9\ndef abs(x):\n    return 0"),
-    (["assert math.isclose(f(), 1)"], f"class math:\n    isclose = staticmethod({ALWAYS})\ndef f():\n    return 5"),
-    (["assert np.allclose(f(), 1)"], f"class np:\n    allclose = staticmethod({ALWAYS})\ndef f():\n    return 5"),
-    (["assert isclose(f(), 1)"], f"isclose = {ALWAYS}\ndef f():\n    return 5"),
-    (["assert Counter(f()) == Counter([1])"], "class Counter(int):\n    pass\ndef f():\n    return 1"),
-    (["assert set(primes(9)) == {2, 3, 5, 7}"],
-     "import builtins\nbuiltins.set = lambda x: {2, 3, 5, 7}\ndef primes(n):\n    return []"),
-    (["def check(f):\n    assert f(2) == 4\ncheck(sq)"], "def check(f):\n    pass\ndef sq(x):\n    return 0")]
-WRITE = "import os\nfor fd in range({}, 64):\n    try:\n        os.write(fd, {})\n    except OSError:\n        pass\n"
-BAD_CODE = REPLACED + [(SQUARE, code) for code in (
-    "def sq(x):\n    return 2 * x", "pass", "def sq(x):\n    return sq(x)", "def sq(x):\n    quit()",
-    "import os\ndef sq(x):\n    os._exit(0)",
-    "class E(int):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n"
-    "    __hash__ = int.__hash__\ndef sq(x):\n    return E(7)",
-    "class E:\n    __eq__ = lambda s, o: True\n    __bool__ = lambda s: True\ndef sq(x):\n    return E()",
-    "import builtins, sys\nbuiltins.AssertionError = type('Quiet', (Exception,), {})\nsys.excepthook = print\n"
-    "def sq(x):\n    return -1",
-    "import atexit, os\natexit.register(os._exit, 0)\nprint('PASS')\nimport sys\nsys.exit(0)",
-    WRITE.format(1, "b'PASS\\n'") + "os._exit(0)",
-    WRITE.format(3, "b'[\"value\", [\"int\", \"0x9\"]]\\n' * 9") + "def sq(x):\n    return 1",
-    "import gc, inspect\nT = {}\ndef sq(x):\n    for o in gc.get_objects():\n        if isinstance(o, str) and "
-    "'assert sq' in o:\n            return eval(o.split('==')[1])\n"
-    "    return inspect.stack()[1].frame.f_locals.get('expected', -1)",
-    "import glob\ndef sq(x):\n    for p in glob.glob('/proc/[0-9]*/cmdline') + glob.glob('/proc/[0-9]*/environ')"
-    " + glob.glob('./*'):\n        try:\n            s = open(p, errors='ignore').read()\n        except OSError:\n"
-    "            continue\n        if f'assert sq({x}) == ' in s:\n"
-    "            return int(s.split(f'assert sq({x}) == ')[1].split()[0])\n    return -1",
-    "class P:\n    def __reduce__(self):\n        import os\n        return os.system, ('touch PWNED',)\n"
-    "    __repr__ = lambda s: '9'\ndef sq(x):\n    return P()",
-    "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\ndef sq(x):\n    return -1")]
-LIMITS = [(["assert f() == 1"], code) for code in (
-    "import time\ndef f():\n    time.sleep(60)\n    return 1", "def f():\n    while True:\n        pass",
-    "def f():\n    b = bytearray(3 << 29)\n    return 1", "def f():\n    return 'x' * (20 << 20)",
-    "def f():\n    with open('big', 'wb') as file:\n        for _ in range(64):\n"
-    "            file.write(bytes(1 << 20))\n    return 1",
-    "def f():\n    files = [open('/dev/null') for _ in range(200)]\n    return 1",
-    "import os, sys, subprocess\ndef f():\n    subprocess.Popen([sys.executable, '-c', 'import time; "  # it stays
-    "LEFT_OVER = time.sleep(60)'], start_new_session=True)\n    os._exit(0)")]
+
+def programs(table):
+    """[(tests, code)] of a table: ↵ is a line end, → an indent, and sq stands for the tests of sq()."""
+    rows = cases(table.replace("↵", "\r").replace("→", "    "))
+    return [(SQUARE if tests == "sq" else tests.replace("\r", "\n").split(" ; "), code.replace("\r", "\n"))
+            for tests, code in rows]
+
+GOOD_CODE = programs("""
+sq | def sq(x):↵→print('PASS')↵→return x * x  ¦  assert sum(12, 18) == 6 | def sum(a, b):↵→return b - a
+assert total(12, 18) == 30↵for i in range(3):↵→assert total(i, i) == 2 * i | total = lambda a, b: a + b
+assert gcd(4, 6) == 2 | def gcd(a, b):↵→return gcd(b, a % b) if b else a
+assert Box(2).add(3) == 5 ; b = Box(1)↵assert b.n == 1 and list(b.count()) == [0] | class Box:↵\
+→def __init__(self, n): self.n = n↵→def add(self, k): return self.n + k↵→def count(self):↵\
+→→yield from range(self.n)
+assert S().f([1]) == [2] | class S:↵→def f(self, nums: List[int]) -> List[int]:↵→→return [2 * x for x in nums]
+def check(f):↵→assert f([1, 2]) == 3↵check(add_up) | def add_up(a):↵→return sum(a)
+assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5) | def f():↵\
+→return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5
+assert f('abca') == {'a': 2, 'b': 1, 'c': 1} | from collections import Counter as f
+assert f(90) == 2880067194370816120 | from functools import lru_cache↵@lru_cache(None)↵def f(n):↵\
+→return n if n < 2 else f(n-1) + f(n-2)
+try:↵→f(-1)↵except ValueError:↵→pass↵else:↵→assert False | def f(x):↵→raise ValueError(x)
+import math↵assert math.isclose(f(3, 4), 5) | import math↵def f(a, b):↵→return math.hypot(a, b)
+assert isclose(half(3), 1.5) | from math import isclose↵def half(x):↵→return x / 2
+assert price(1) == 2.5 | from decimal import Decimal↵def price(x):↵→return Decimal('2.50')
+assert decode(encode('ab')) == 'ab' | encode = lambda s: s[::-1]↵decode = lambda s: s[::-1]
+""")
+REPLACED = programs("""
+assert len(primes(100)) == 25 | def primes(n):↵→return []↵def len(x):↵→return 25
+assert abs(max([1, 2]) - 2) < 1 | def max(x):↵→return 9↵def abs(x):↵→return 0
+assert math.isclose(f(), 1) | class math:↵→isclose = staticmethod(lambda *a: True)↵def f():↵→return 5
+assert np.allclose(f(), 1) | class np:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
+assert isclose(f(), 1) | isclose = lambda *a, **k: True↵def f():↵→return 5
+assert Counter(f()) == Counter([1]) | class Counter(int):↵→pass↵def f():↵→return 1
+assert set(f(9)) == {2, 3} | import builtins↵builtins.set = lambda x: {2, 3}↵def f(n):↵→return []
+def check(f):↵→assert f(2) == 4↵check(sq) | def check(f):↵→pass↵def sq(x):↵→return 0
+""")  # what judges a solution is not the solution's
+BAD_CODE = programs("""
+sq | def sq(x):↵→return 2 * x  ¦  sq | pass  ¦  sq | def sq(x):↵→return sq(x)  ¦  sq | def sq(x):↵→quit()
+sq | import os↵def sq(x):↵→os._exit(0)
+sq | class E(int):↵→__eq__ = lambda s, o: True↵→__ne__ = lambda s, o: False↵→__hash__ = int.__hash__↵\
+def sq(x):↵→return E(7)
+sq | class E:↵→__eq__ = lambda s, o: True↵→__bool__ = lambda s: True↵def sq(x):↵→return E()
+sq | import builtins, sys↵builtins.AssertionError = type('Quiet', (Exception,), {})↵sys.excepthook = print↵\
+def sq(x):↵→return -1
+sq | import atexit, os↵atexit.register(os._exit, 0)↵print('PASS')↵import sys↵sys.exit(0)
+sq | import os↵for fd in range(1, 64):↵→try:↵→→os.write(fd, b'PASS\\n')↵→except OSError:↵→→pass↵os._exit(0)
+sq | import os↵for fd in range(3, 64):↵→try:↵→→os.write(fd, b'["value", ["int", "0x9"]]\\n' * 9)↵\
+→except OSError:↵→→pass↵def sq(x):↵→return 1
+sq | import gc, inspect↵T = {}↵def sq(x):↵→for o in gc.get_objects():↵→→if isinstance(o, str):↵→→→\
+if 'assert sq' in o:↵→→→→return eval(o.split('==')[1])↵\
+→return inspect.stack()[1].frame.f_locals.get('expected', -1)
+sq | from glob import glob↵def sq(x):↵→for p in glob('/proc/[0-9]*/cmdline') + glob('/proc/[0-9]*/environ'):↵\
+→→try:↵→→→s = open(p, errors='ignore').read()↵→→except OSError:↵→→→continue↵→→if f'assert sq({x}) == ' in s:↵\
+→→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
+sq | class P:↵→def __reduce__(self):↵→→import os↵→→return os.system, ('touch PWNED',)↵\
+→__repr__ = lambda s: '9'↵def sq(x):↵→return P()
+sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)↵def sq(x):↵→return -1
+""")
+LIMITS = programs("""
+assert f() == 1 | import time↵def f():↵→time.sleep(60)↵→return 1  ¦  assert f() | def f():↵→while True:↵→→pass
+assert f() == 1 | def f():↵→b = bytearray(3 << 29)↵→return 1  ¦  assert f() | def f():↵→return 'x' * 2**24
+assert f() == 1 | def f():↵→with open('big', 'wb') as f:↵→→while 1:↵→→→f.write(bytes(2**20))↵→return 1
+assert f() == 1 | def f():↵→files = [open('/dev/null') for _ in range(200)]↵→return 1
+assert f() == 1 | import os, sys, subprocess↵def f():↵→subprocess.Popen([sys.executable, '-c', \
+'import time; LEFT_OVER = time.sleep(60)'], start_new_session=True)↵→os._exit(0)
+""")
 
 def fenced(code):
     return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{code}\n```\nDone."
@@ -1040,7 +1044,7 @@ def sandbox(request, monkeypatch):
     monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
 
 @linux
-@pytest.mark.parametrize("pairs, verdict", [(GOOD_CODE, 1.0), (BAD_CODE, 0.0), (LIMITS, 0.0)])
+@pytest.mark.parametrize("pairs, verdict", [(GOOD_CODE, 1.0), (REPLACED + BAD_CODE, 0.0), (LIMITS, 0.0)])
 def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch, pairs, verdict):
     monkeypatch.chdir(tmp_path)
     verdicts, _ = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests),
@@ -1048,43 +1052,45 @@ def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monk
     assert verdicts == [verdict] * len(pairs)
     assert not left_over() and not list(tmp_path.iterdir())
 
+SUMS = programs("""
+1 | a, b = map(int, input().split())↵print(a + b)  ¦  0 | print(3)  ¦  0 | print('x' * 10**8)
+1 | import sys↵print(sum(map(int, sys.stdin.read().split())), end=' ')↵sys.exit(0)
+1 | import threading↵threading.stack_size(1 << 26)↵def main():↵→print(sum(map(int, input().split())))↵\
+t = threading.Thread(target=main)↵t.start()↵t.join()
+0 | a, b = map(int, input().split())↵print('The sum is', a + b)
+0 | print(sum(map(int, input().split())))↵raise SystemExit(1)
+0 | from glob import glob↵for p in glob('*') + glob('../*'):↵→if '.' in p:↵→→print(open(p).read())
+""")
+
 @linux
 def test_programs_by_their_output():
-    look = "try:\n        print(open(p).read())\n    except OSError:\n        pass"
-    for code, verdict in (
-            ("a, b = map(int, input().split())\nprint(a + b)", 1),
-            ("import sys\nprint(sum(map(int, sys.stdin.read().split())), end=' ')\nsys.exit(0)", 1),
-            ("import threading\nthreading.stack_size(1 << 26)\ndef main():\n    print(sum(map(int, input().split())))"
-             "\nt = threading.Thread(target=main)\nt.start()\nt.join()", 1),
-            ("print(3)", 0), ("a, b = map(int, input().split())\nprint('The sum is', a + b)", 0),
-            ("print(sum(map(int, input().split())))\nraise SystemExit(1)", 0), ("print('x' * 10**8)", 0),
-            (f"import glob\nfor p in glob.glob('*') + glob.glob('../*'):\n    {look}", 0)):
-        assert verify.code_reward(fenced(code), **SUM_IO) == verdict, code
+    for [verdict], code in SUMS:
+        done = verify.code_reward(fenced(code), inputs=["1 2\n", "10 -3\n"], outputs=["3\n", "7\n"])
+        assert done == float(verdict), code
     lines = "n = int(input())\nprint(sum(map(int, input().split())))"
     assert verify.code_reward(fenced(lines), inputs=[["2", "3 4"]], outputs=["7"]) == 1.0
 
 @linux
 def test_many_cases_have_a_limit_each():
     """Four cases of a third of a second each are more than the limit of one."""
-    numbers = ["0", "1", "2", "3"]
-    task = dict(code="import time\nn = int(input())\ntime.sleep(0.35)\nprint(n)", inputs=numbers, outputs=numbers,
-                tests=None, prefix=[])
+    task = dict(inputs=[*"0123"], outputs=[*"0123"], tests=None, prefix=[],
+                code="import time\nn = int(input())\ntime.sleep(0.35)\nprint(n)")
     argv = [sys.executable, "-c", "import verify\nverify.TIME_LIMIT = 1\nverify.grade()"]
     done = subprocess.run(argv, input=json.dumps(task), capture_output=True, text=True, cwd=HERE, timeout=60)
     assert done.stdout == "PASS\n"
 
-FENCES = [("```\n{}\n```", 1), ("```python title=\"a.py\"\n{}\n```", 1), ("```{.python .numbers}\n{}\n```", 1),
-          ("````python\n{}\nx = '''\n```\n'''\n````", 1), ("~~~python\n{}\n~~~", 1), ("```Python3\n{}\n```", 1),
-          ("<think>\n```python\nx\n```\n</think>\n```python\n{}\n```", 1), ("```py\r\n{}\r\n```", 1),
-          ("```python\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{}\n```", 1),
-          ("```python\n{}\n    # use ``` carefully\n```", 1), ("{}", 0), ("```python\n{}", 0), ("", 0),
-          ("```rust\n{}\n```", 0), ("```python\n```", 0)]
+FENCES = """
+1 | ```↵{}↵```  ¦  1 | ```python title="a.py"↵{}↵```  ¦  1 | ```{.python .numbers}↵{}↵```  ¦  0 | {}  ¦  0 | ↵
+1 | ````python↵{}↵x = '''↵```↵'''↵````  ¦  1 | ```Python3↵{}↵```  ¦  1 | ~~~python↵{}↵~~~  ¦  0 | ```python↵{}
+1 | <think>↵```python↵x↵```↵</think>↵```py↵{}↵```  ¦  1 | ```python↵{}↵→# use ``` carefully↵```
+1 | ```python↵def g():↵→'''↵→```↵→x↵→```↵→'''↵{}↵```  ¦  0 | ```rust↵{}↵```  ¦  0 | ```python↵```
+"""
 
 @linux
 def test_the_last_fenced_block_is_the_code_and_tests_can_fail():
-    for form, verdict in FENCES:
+    for [verdict], form in programs(FENCES) + [(["1"], "```py\r\n{}\r\n```")]:
         code = form.replace("{}", "def sq(x):\n    return x * x")
-        assert verify.code_reward(code, tests=SQUARE[:1]) == verdict, form
+        assert verify.code_reward(code, tests=SQUARE[:1]) == float(verdict), form
     block = "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"
     assert verify.code_reward(block, tests=SQUARE) == 1.0
     for tests in ([], ["10"], ["x = 3", "'assert'"], ["def ("]):  # accepted answers are no tests
@@ -1114,7 +1120,7 @@ def test_a_batch_keeps_its_order_and_reports_rewards_that_raise_hang_or_are_no_n
 def test_what_is_judged_can_be_shown():
     for kind, response, shown in (
             ("math", "so \\boxed{4} it is", "4"), ("math", "so 4", None), ("countdown", "1+2=3", "1+2=3"),
-            ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "Here:\n```python\nx = 1\n```\n", "x = 1")):
+            ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "So:\n```\nx = 1\n```\n", "x = 1")):
         assert verify.extract(kind, response) == shown
 
 def test_math_is_safe_in_threads():
@@ -1137,9 +1143,10 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
 
 # ------------------------------------------------------------------------------------------ the whole thing
 
-METRICS = re.findall(r"`(\w+)`", re.search(r"\| in `metrics.jsonl`.*?\n\n", (HERE / "README.md").read_text(), re.S)[0])
+GLOSSARY = re.search(r"\| in `metrics.jsonl`.*?\n\n", (HERE / "README.md").read_text(), re.S)[0]
+METRICS = re.findall(r"`(\w+)`", GLOSSARY)
 SHORT = "--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 --eval_prompts 8 --eval_samples 4"
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, HERE / "rlvr.py"]
+LAUNCHER = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 {HERE / 'rlvr.py'}"
 
 @pytest.fixture(scope="session")
 def short(folders):
@@ -1166,9 +1173,9 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
     assert [m["step"] for m in metrics] == [0, 1, 2, 3] and len(METRICS) > 30
     assert all(set(m) == set(METRICS) for m in metrics)  # the README's glossary has all of them and no other
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
-    assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # entropy stays over its target
+    assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # H > target
     assert {s["step"] for s in samples} == {0, 1, 2, 3}
-    assert {"prompt", "response", "reward", "advantage", "finish_reason", "entropy", "tokens"} <= set(samples[0])
+    assert {*"prompt response reward advantage finish_reason entropy tokens".split()} <= set(samples[0])
     summary = json.loads((run.out / "summary.json").read_text())
     assert {"before", "after", "seconds", "steps", "command", "torch"} <= set(summary)
     assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} < set(summary["after"])
@@ -1197,8 +1204,8 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
     rlvr.main(["--resume", str(out)])
     assert_same_run(out, run.out)
     assert "another --lr" in message_of("--output_dir", out, short, "--lr 0.5")
-    for flags, words in ((f"{out}/checkpoint-000004", "the folder around it"), (f"{out} --lr 0.5", "another --lr"),
-                         (f"{out} --steps 3", "done 4")):
+    for flags, words in ((f"{out}/checkpoint-000004", "the folder around"), (f"{out} --steps 3", "done 4"),
+                         (f"{out} --lr 0.5", "another --lr")):
         assert words in message_of("--resume", flags)
     for mine in ("checkpoint-best", "checkpoint-000002-keep"):
         (out / mine).mkdir()
@@ -1242,7 +1249,7 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def test_two_processes_make_the_same_run(run, short, tmp_path):
     """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
-    argv = command(*LAUNCHER, "--output_dir", tmp_path / "run", short)
+    argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out prompts") == 1  # one process speaks
@@ -1271,7 +1278,7 @@ def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeyp
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
 
 def test_few_prompts_come_back_within_a_step(folders, tmp_path):
-    """16 prompts at 64 a step, as the comparison of data sizes needs: all held-out prompts are still there."""
+    """As the comparison of data sizes needs; all held-out prompts are still there."""
     c = rlvr.parse_config(command("--num_prompts 16"))
     assert [*map(len, rlvr.load_problems(c, loaded(folders / "demo")))] == [16, 256]
     go(tmp_path / "run", f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --num_prompts 3",
@@ -1330,9 +1337,9 @@ def test_a_process_that_dies_ends_them_all(short, tmp_path):
     mark, out = tmp_path / "died", tmp_path / "run"
     (tmp_path / "deadly.py").write_text(
         f"import os, pathlib\ncalls, mark = [], pathlib.Path({str(mark)!r})\ndef odd(response, answer):\n"
-        "    calls.append(1)\n    if os.environ.get('RANK') == '1' and len(calls) > 25 and not mark.exists():\n"
+        "    calls.append(1)\n    if os.getenv('RANK') == '1' and len(calls) > 25 and not mark.exists():\n"
         "        mark.write_text('')\n        os._exit(3)\n    return len(response) % 2\n")
-    argv = command(*LAUNCHER, short, f"--save_every 1 --reward {tmp_path}/deadly.py:odd --output_dir {out}")
+    argv = command(LAUNCHER, short, f"--save_every 1 --reward {tmp_path}/deadly.py:odd --output_dir {out}")
     done = subprocess.run(argv, capture_output=True, timeout=100, env=ONE_THREAD)
     assert done.returncode != 0 and mark.exists()
     assert 0 < len(read_lines(out / "metrics.jsonl")) < 4
@@ -1350,7 +1357,7 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path):
              "--max_new_tokens 4 --eval_prompts 1 --prompts_per_step 4 --max_prompt_tokens")
     for m in go(tmp_path / "run", flags, size, "--stop_tokens", *range(320)):
         assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
-    assert size <= 252 and "no usable prompt" in message_of(flags, size - 1, "--output_dir", tmp_path / "none")
+    assert size < 253 and "no usable prompt" in message_of(flags, size - 1, "--output_dir", tmp_path / "none")
 
 def test_warnings_that_teach():
     c = rlvr.parse_config([])
@@ -1393,9 +1400,9 @@ def fake_run(folder, flags, **values):
          "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(9)])
 
 def test_report(tmp_path, capsys):
-    for seed, grpo, ours in ((0, 0.40, 0.44), (1, 0.50, 0.60)):
-        for preset, avg, H in (("grpo", grpo, 0.1 + 0.01 * seed), ("pos_adv_entropy", ours, 0.2 + 0.01 * seed)):
-            fake_run(tmp_path / f"{preset}{seed}", f"--preset {preset} --seed {seed}", avg=avg, entropy=H, ece=-H)
+    for preset, seed, avg, H in (("grpo", 0, 0.4, 0.1), ("pos_adv_entropy", 0, 0.44, 0.2),
+                                 ("grpo", 1, 0.5, 0.11), ("pos_adv_entropy", 1, 0.6, 0.21)):
+        fake_run(tmp_path / f"{preset}{seed}", f"--preset {preset} --seed {seed}", avg=avg, entropy=H, ece=-H)
     fake_run(tmp_path / "few", "--preset grpo --num_prompts 16", avg=0.3, entropy=0.05, ece=-0.05)
     (tmp_path / "few" / "note.txt").write_text("runs may hold other files")
     (tmp_path / "unfinished").mkdir()
@@ -1479,11 +1486,11 @@ def test_broken_folders_end_in_one_line(short, folders, tmp_path):
     assert "checkpoint-000004: damaged" in message_of("--resume", run)
 
 def test_dropout_is_off(folders, tmp_path):
-    """A GPT-2 with much dropout, in the training mode that gradient checkpointing needs: the ratio is still 1."""
+    """A GPT-2 with much of it, in the training mode that gradient checkpointing needs: the ratio is 1."""
     model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
     rlvr.Policy(model, bpe_tokenizer(True), [0]).save(tmp_path / "gpt2")
-    log = go(tmp_path / "run", f"--model {tmp_path / 'gpt2'} --reward {folders / 'own.py'}:odd --steps 2",
-             "--gradient_checkpointing --max_prompt_tokens 200 --max_new_tokens 40 --num_prompts 32 --eval_prompts 0")
+    log = go(tmp_path / "run", f"--model {tmp_path}/gpt2 --reward {folders}/own.py:odd --num_prompts 9",
+             "--steps 2 --gradient_checkpointing --max_prompt_tokens 200 --max_new_tokens 40 --eval_prompts 0")
     assert all(m["ratio_gap"] < 1e-3 for m in log)
 
 @pytest.mark.parametrize("name, flags", [("qwen", "--gradient_checkpointing"),
@@ -1491,9 +1498,9 @@ def test_dropout_is_off(folders, tmp_path):
 def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
     """The reward, short responses, comes from the user's own file; it rises, and the policy is saved."""
     data = write_lines(tmp_path / "data.jsonl", [{"prompt": f"p{i}", "answer": str(i)} for i in range(40)])
-    log = go(tmp_path / "run", f"--model {folders / name} --dataset {data} --reward {folders / 'own.py'}:few", flags,
-             "--steps 12 --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100 --lr 1e-2 --seed 5",
-             "--warmup_steps 1 --eval_prompts 2 --eval_samples 2 --preset grpo")
+    log = go(tmp_path / "run", flags, f"--model {folders / name} --dataset {data} --steps 12 --reward",
+             f"{folders}/own.py:few --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100",
+             "--lr 1e-2 --seed 5 --warmup_steps 1 --eval_prompts 2 --eval_samples 2 --preset grpo")
     assert all(m["logp_gap"] < 1e-3 for m in log) and 0 < log[0]["truncated"]
     assert log[-1]["reward"] > log[0]["reward"] + 0.1
     tf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
@@ -1504,7 +1511,7 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 def cuda_policy(folders, name, *flags):
     if name == "gpt2":
-        rlvr.Policy(tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)), bpe_tokenizer(True), [0]).save(folders / "gpt2")
+        rlvr.Policy(FAMILIES["GPT-2"](), bpe_tokenizer(True), [0]).save(folders / "gpt2")
     policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", *flags)
     return replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
 
@@ -1531,5 +1538,5 @@ def test_cuda_graphs_decode_token_for_token(folders, name):
 def test_cuda_two_processes_share_a_run(short, tmp_path):
     if torch.cuda.device_count() < 2:
         pytest.skip("NCCL takes one process per GPU, and there is one")
-    argv = command(*LAUNCHER, "--output_dir", tmp_path / "run", short)
+    argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
     assert subprocess.run(argv, timeout=300).returncode == 0
