@@ -1490,7 +1490,7 @@ def test_dropout_is_off(folders, tmp_path):
     model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
     rlvr.Policy(model, bpe_tokenizer(True), [0]).save(tmp_path / "gpt2")
     log = go(tmp_path / "run", f"--model {tmp_path}/gpt2 --reward {folders}/own.py:odd --num_prompts 9",
-             "--steps 2 --gradient_checkpointing --max_prompt_tokens 200 --max_new_tokens 40 --eval_prompts 0")
+             "--steps 2 --gradient_checkpointing --max_prompt_tokens 200 --max_new_tokens 9 --eval_prompts 0")
     assert all(m["ratio_gap"] < 1e-3 for m in log)
 
 @pytest.mark.parametrize("name, flags", [("qwen", "--gradient_checkpointing"),
