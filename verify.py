@@ -97,7 +97,7 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
     (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
-    (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
+    (r"\*\*", "^"), (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
     (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
     (r"\\mathbb\s*\{?R\}?", "(-∞,∞)"),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*(?:\{(\w)\}|(?=\{))", r" \1"),
@@ -171,7 +171,7 @@ LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa la
               "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
 SUBSCRIPT = r"(?: ?_ ?(?:\{[^{}]*\}|\\?\w))?"  # with all of its signs: a_{n-1} is not a_{n+1}
 TOKEN = re.compile(rf"\s*(\\(?:{'|'.join(LETTERS)})(?![a-zA-Z])'*{SUBSCRIPT}|\\[a-zA-Z]+|\\[{{}}|]"
-                   rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])|\*\*"
+                   rf"|\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+|(?:{'|'.join(WORDS)})(?![a-z])"
                    rf"|[a-zA-Z]'*{SUBSCRIPT}|[-+*/^_!%°|()\[\]{{}}∞∅&↵])", re.ASCII)
 OPEN, CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 STOP = {*"+-*/^_!%°|&↵", "\\rfloor", "\\rceil", "\\endmatrix", "end", *CLOSE}  # they start no factor
@@ -181,13 +181,11 @@ class Reader:
     """Reads one expression: Reader(text).sum("end") is its tree. Implied products bind like written ones, as
     in 1/2x; the argument of a function without brackets ends at + - * / or the next function."""
     def __init__(self, text):
-        tokens, end, self.bars = [], 0, 0
-        while match := TOKEN.match(text, end):
-            token, end = re.sub(r"[ {}]", "", match[1]) if "_" in match[1][1:] else match[1], match.end()
-            tokens.append({"**": "^"}.get(token, "\\" + token if token in WORDS else token))
-        if text[end:].strip():
-            raise ValueError(f"unexpected {text[end:end + 10]!r}")
-        self.tokens = [*tokens, "end"][::-1]
+        if rest := TOKEN.sub("", text).strip():
+            raise ValueError(f"unexpected {rest[:10]!r}")
+        tokens = [re.sub(r"[ {}]", "", token) if "_" in token[1:] else token for token in TOKEN.findall(text)]
+        self.tokens = ["end"] + ["\\" * (token in WORDS) + token for token in tokens[::-1]]
+        self.bars = 0
 
     @property
     def next(self):
@@ -395,19 +393,16 @@ def close(x, y):
     if any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return False
     x, y = inexact(x), inexact(y)
-    if hasattr(x, "rows") and hasattr(y, "rows"):
-        return (x.rows, x.cols) == (y.rows, y.cols) and all(map(close, x, y))
-    return bool(x == y or mp().almosteq(x, y, mp().mpf(10) ** -35))
+    return bool(x == y or mp().norm(x - y) < mp().mpf(10) ** -35 * mp().norm(y))
 
 def agree(a, b, test=close):
     """Whether `test` holds of the values of two trees at all points where both are real; where they nowhere
     are, at those where they are complex. Floors and factorials are tried at whole numbers too, or only there.
     ValueError where there are no values at all."""
     names, verdicts = names_in(a) | names_in(b), {True: [], False: []}
-    if not variables(a, b):
-        return test(compute(a), compute(b))
     points = [*range(6)] * (not names & {"!", "binom"})
     points += range(WHOLE, WHOLE + 12) if names & {"!", "binom", "floor", "ceil"} else []
+    points = points if variables(a, b) else [0]
     for point in points:
         with contextlib.suppress(ValueError, ArithmeticError):
             x, y = compute(a, point), compute(b, point)
@@ -505,14 +500,12 @@ def read(text):
 
 def leaf(text):
     """A value with its unit; words; or, where the Reader knows no such thing, the plain text."""
-    value, unit = split_unit(text)
     if is_word(text) or text.startswith("⟨at "):
         return ("word", text.casefold())
+    value, unit = split_unit(text)
     if not re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
         with contextlib.suppress(ValueError):
             return ("value", Reader(value).sum("end"), unit)
-    if len(text) < 2:
-        raise ValueError("nothing")
     return ("word", squashed(text))
 
 def read_relation(parts, signs):
@@ -534,9 +527,7 @@ def read_relation(parts, signs):
     values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
     if not all(same(value, values[-1]) for value in values) or len(parts) > 2 and values[-1][0] == "word":
         raise ValueError("a chain of unequal values, or of words")
-    relation = None
-    with contextlib.suppress(ValueError):
-        relation = ("relation", ["="], leaf(parts[0]), values[-1])
+    relation = ("relation", ["="], leaf(parts[0]), values[-1])
     return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
 
 def bounded(signs, sides):
@@ -617,11 +608,7 @@ def same(a, b):
         return any(agree(a[1] if scale == 1 else ("*", a[1], scale), b[1]) for scale in {ONE, percent})
     if a[0] in ("set", "union"):  # in any order
         left = list(b[1:])
-        for x in a[1:]:
-            if (match := next((y for y in left if same(x, y)), None)) is None:
-                return False
-            left.remove(match)
-        return True
+        return all(any(same(x, y) and not left.remove(y) for y in left) for x in a[1:])
     return all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
 def same_named(a, b):
@@ -629,14 +616,12 @@ def same_named(a, b):
     if a[0] != b[0]:
         named, other = (a, b) if a[0] == "named" else (b, a)
         if other[0] == "relation":
-            return bool(named[3]) and proportional(named[3], other)
+            return proportional(named[3], other)
         return same(named[2], other)
-    if a[3] and b[3] and proportional(a[3], b[3]):
-        return True
     marks, marks2 = (re.findall(r"[\d+-]", x[1]) for x in (a, b))
     letters = all(re.fullmatch(r"[a-zA-Z]|\\[a-z]+", x[1]) for x in (a, b))
     unlike = a[1] != b[1] and (letters or marks and marks2 and marks != marks2)
-    return not unlike and same(a[2], b[2])
+    return proportional(a[3], b[3]) or not unlike and same(a[2], b[2])
 
 def squashed(text):
     """An answer as plain text, for what is no mathematics or beyond the reader: spaces, case of words and
@@ -652,8 +637,6 @@ def equal_answers(answer, gold):
         return False
     if answer == gold:
         return True
-    if choice := re.fullmatch(r"⟨? ?\(?([A-Z])[).]? ?⟩?", gold):
-        return bool(re.fullmatch(r"[⟨({ ]*" + choice[1] + r"[)}.:⟩ ]*", answer))
     try:
         if len({bool(re.search(r", |;|\b(?:and|or)\b", x)) for x in (answer, gold)}) > 1:
             answer, gold = answer.replace(",", ", "), gold.replace(",", ", ")  # 40,150 beside 40, 150
@@ -682,11 +665,10 @@ TIME_LIMIT, ALL_CASES, MESSAGE = 6, 60, 2**23  # seconds for a case, for all of 
 LIMITS = {"CPU": TIME_LIMIT, "AS": 2**30, "FSIZE": 2**24, "NOFILE": 64, "NPROC": 64, "CORE": 0}
 UNSHARE = "unshare --user --map-root-user --net --pid --fork --kill-child --mount-proc --".split()
 LIBRARY = "math collections itertools functools copy operator statistics heapq bisect".split()
-CONTAINERS = {kind.__name__: kind for kind in (list, tuple, set, frozenset, dict)}
-SCALARS = {"bytes": (bytes, bytes.hex, bytes.fromhex),
-           "bytearray": (bytearray, bytearray.hex, bytearray.fromhex),
-           "complex": (complex, str, complex), "Decimal": (Decimal, str, Decimal),
-           "Fraction": (Fraction, str, lambda text: Fraction(*map(int, text.split("/"))))}
+KINDS = {kind.__name__: (kind, apart, together) for kind, apart, together in (
+    *((kind, list, kind) for kind in (list, tuple, set, frozenset)), (dict, dict.items, dict),
+    (bytes, bytes.hex, bytes.fromhex), (bytearray, bytearray.hex, bytearray.fromhex), (complex, str, complex),
+    (Decimal, str, Decimal), (Fraction, str, lambda text: Fraction(*map(int, text.split("/")))))}
 
 def python(function):
     """The command that runs a function of this file in a new Python; an import: it is compiled once."""
@@ -699,12 +681,10 @@ def encode(x, handles):
     and its number goes out; where `handles` is None, there is no such way."""
     if x is None or isinstance(x, (bool, int, float, str)):
         return x
-    for name, kind in CONTAINERS.items():
+    for name, (kind, apart, _) in KINDS.items():
         if isinstance(x, kind):
-            return [name, [encode(item, handles) for item in (x.items() if kind is dict else x)]]
-    for name, (kind, pack, _) in SCALARS.items():
-        if isinstance(x, kind):
-            return [name, pack(x)]
+            content = apart(x)
+            return [name, content if isinstance(content, str) else [encode(part, handles) for part in content]]
     if isinstance(x, Remote):
         return ["handle", x._number]
     if hasattr(type(x), "tolist"):  # numpy
@@ -717,10 +697,10 @@ def encode(x, handles):
 def decode(x, resolve):
     if not isinstance(x, list):
         return x
-    kind, x = x
-    if kind in CONTAINERS:
-        return CONTAINERS[kind](decode(item, resolve) for item in x)
-    return resolve(x) if kind == "handle" else SCALARS[kind][2](x)
+    kind, content = x
+    if kind == "handle":
+        return resolve(content)
+    return KINDS[kind][2](content if isinstance(content, str) else [decode(part, resolve) for part in content])
 
 class Remote:
     """In the grader, an object of the solution process. It can be called and looked into. It cannot say
@@ -778,14 +758,12 @@ def grade():
     signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt: no test catches it
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
-        start = functools.partial(  # in a session of its own, or it could signal our process group
-            subprocess.Popen, cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"})
-        try:
-            (grade_tests if task["tests"] else grade_output)(task, start)
+        options = dict(cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,  # or it could signal our group
+                       env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"})
+        # A failed test, a broken pipe, the deadline: all the same.
+        with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):
+            (grade_tests if task["tests"] else grade_output)(task, options)
             verdict = "PASS"
-        except (Exception, SystemExit, KeyboardInterrupt):  # a failed test, a broken pipe, the deadline: all the same
-            pass
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -813,9 +791,10 @@ def judges_of(nodes, defined):
                 judges[call.func.id] = library[call.func.id]
     return judges
 
-def grade_tests(task, start):
+def grade_tests(task, options):
     """Raise unless every test passes. The names that the tests use come from the solution process."""
-    process = start(task["prefix"] + python("serve"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(task["prefix"] + python("serve"), stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, **options)
 
     def ask(operation, *arguments, **keywords):
         message = json.dumps([operation, encode(arguments, None), encode(keywords, None)])
@@ -842,7 +821,7 @@ def lines_of(text):
     text = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
     return [line.rstrip() for line in text.rstrip().splitlines()]
 
-def grade_output(task, start):
+def grade_output(task, options):
     """Raise unless the program prints the expected output for every input."""
     end = time.monotonic() + ALL_CASES
     with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf8") as program:
@@ -850,13 +829,10 @@ def grade_output(task, start):
         program.flush()
         for given, expected in zip(task["inputs"], task["outputs"], strict=True):
             signal.setitimer(signal.ITIMER_REAL, max(0.01, min(TIME_LIMIT, end - time.monotonic())), 1)
-            with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as stdout:
-                stdin.write(("\n".join(lines_of(given)) if isinstance(given, list) else given).encode())
-                stdin.seek(0)
-                process = start([*task["prefix"], sys.executable, "-I", program.name], stdin=stdin,
-                                stdout=stdout, preexec_fn=limit_this_process)
-                if process.wait() != 0:
-                    raise ValueError("exit status")
+            given = "\n".join(lines_of(given)) if isinstance(given, list) else given
+            with tempfile.TemporaryFile() as stdout:  # whose size has a limit
+                subprocess.run([*task["prefix"], sys.executable, "-I", program.name], input=given.encode(),
+                               stdout=stdout, preexec_fn=limit_this_process, check=True, **options)
                 stdout.seek(0)
                 if lines_of(stdout.read().decode()) != lines_of(expected):
                     raise ValueError("wrong output")
@@ -917,27 +893,25 @@ def verify_batch(reward, cases, patience=300):
     """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
     order, nan where there is none, and {index: exception} of those. Threads are enough: code runs in
     processes of its own. TimeoutError when the next does not come for `patience` seconds."""
-    rewards, errors = [math.nan] * len(cases), {}
-
-    def judge(i):
+    def judge(case):
         try:
-            value = float(reward(*cases[i]))
-            if not math.isfinite(value):
-                raise ValueError(f"the reward is {value}, no finite number")
-            rewards[i] = value
+            value = float(reward(*case))
+            if math.isfinite(value):
+                return value, None
+            raise ValueError(f"the reward is {value}, no finite number")
         except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
-            errors[i] = error
+            return math.nan, error
 
-    pool = ThreadPool()
-    results = pool.imap(judge, range(len(cases)))
+    pool, verdicts = ThreadPool(), []
+    results = pool.imap(judge, cases)
     try:
         for case in cases:
-            results.next(patience)
+            verdicts.append(results.next(patience))
     except multiprocessing.TimeoutError:
         raise TimeoutError(f"no verdict for {patience} seconds on {str(case[0])[:200]!r}") from None
     finally:
         pool.terminate()  # which waits for no thread that hangs
-    return rewards, dict(sorted(errors.items()))
+    return [value for value, _ in verdicts], {i: error for i, (_, error) in enumerate(verdicts) if error}
 
 def extract(kind, response):
     """What the verifier of this kind judges, as text, or None."""
