@@ -420,8 +420,6 @@ def agree(a, b, test=close):
 # x = 5.
 
 FLIP = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
-INFINITY = ("value", ("name", "∞"), "")
-MINUS_INFINITY = ("value", ("-", ZERO, ("name", "∞")), "")
 
 def nesting(text):
     """Every bracket and other character of a text, as a match, with the depth of brackets behind it."""
@@ -444,13 +442,13 @@ def enclosed(text):
 
 def is_name(text):
     """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
-    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values."""
-    text = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
-    if text[:1] == "(":
-        return bool(enclosed(text)) and all(map(is_name, split(enclosed(text)[1], ",")[0]))
-    frac = "frac" in text
-    inner = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|_\{[^{}]*\}|_\w" + r"|\{[^{}]*\}" * (not frac), "", text)
-    return bool(re.search(r"[a-zA-Z]", inner)) and not re.search(
+    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values; of constants e alone, as in e = 1/2."""
+    short = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
+    if short[:1] == "(":
+        return bool(enclosed(short)) and all(map(is_name, split(enclosed(short)[1], ",")[0]))
+    frac = "frac" in short
+    inner = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|_\{[^{}]*\}|_\w" + r"|\{[^{}]*\}" * (not frac), "", short)
+    return bool(re.search(r"[a-zA-Z]", inner)) and (short == "e" or kind_of(text) != "constant") and not re.search(
         r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|\\matrix|^i$", inner)
 
 def is_word(text):
@@ -460,11 +458,12 @@ def is_word(text):
     return text not in WORDS and all(re.fullmatch(r"[A-Za-z']{2,}|\d+|a|I", part) for part in parts) and bool(
         text[0].isalpha() and (len(text) > 3 or re.search(r"[eiouA-Z]", text)))
 
-def is_constant(text):
-    """Whether a side of an equation is a number, as ln 2 is; e alone is a name in e = 1/2."""
+def kind_of(text):
+    """"constant", as ln 2 is, "variable", or None for any other side of a relation."""
     with contextlib.suppress(ValueError):
-        node = leaf(text)
-        return text != "e" and node[0] == "value" and not variables(node[1])
+        _, tree, _ = leaf(text)
+        free = variables(tree)
+        return "constant" if not free else "variable" if names_in(tree) == free else None
 
 def read(text):
     """A clean answer -> its node. ValueError where it has none."""
@@ -510,44 +509,32 @@ def leaf(text):
 
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
+    if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
+        end = signs.index("≈") or int(is_name(parts[0]))
+        parts, signs = parts[:end + 1], [sign.replace("≈", "=") for sign in signs[:end]]
     if not signs:
         return read(parts[0])
-    if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
-        end = signs.index("≈")
-        if end or not is_name(parts[0]) or is_constant(parts[0]):
-            return read_relation(parts[:end + 1], signs[:end])
-        parts, signs = parts[:2], ["="]
-    if signs[0] in ">≥":
+    if signs[0] in ">≥" or signs == ["≠"] and kind_of(parts[1]) == "variable":
         parts, signs = parts[::-1], [FLIP.get(sign, sign) for sign in signs[::-1]]
-    named = [is_name(part) and not is_constant(part) for part in parts]
-    if {*signs} != {"="} or not (named[0] or named[-1]) and not all(map(is_constant, parts)):
-        return bounded(signs, [*map(read, parts)])
-    if not named[0]:
-        parts, named = parts[::-1], named[::-1]
-    values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
-    if not all(same(value, values[-1]) for value in values) or len(parts) > 2 and values[-1][0] == "word":
-        raise ValueError("a chain of unequal values, or of words")
-    relation = ("relation", ["="], leaf(parts[0]), values[-1])
-    return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
-
-def bounded(signs, sides):
-    """x > 3, 0 <= x < 1 and x != 3 as intervals with the name x, other relations as what they are."""
-    relation = ("relation", signs, *sides)
-    free = [side[0] == "value" and names_in(side[1]) == variables(side[1]) != set() for side in sides]
-    if len(sides) == 2:
-        signs, sides, free = (([*signs, "<"], [*sides, INFINITY], [*free, False]) if free[1] else
-                              (["<", *signs], [MINUS_INFINITY, *sides], [False, *free]))
-    if free != [False, True, False] or any(side[0] != "value" or variables(side[1]) for side in sides[::2]):
+    named, kinds = [*map(is_name, parts)], [*map(kind_of, parts)]
+    if {*signs} == {"="} and (named[0] or named[-1] or {*kinds} == {"constant"}):
+        if not named[0]:
+            parts, named = parts[::-1], named[::-1]
+        values = [read(part) for part, name in zip(parts[:-1], named) if not name] + [read(parts[-1])]
+        if not all(same(value, values[-1]) for value in values) or len(parts) > 2 and values[-1][0] == "word":
+            raise ValueError("a chain of unequal values, or of words")
+        relation = ("relation", ["="], leaf(parts[0]), values[-1])
+        return ("named", parts[0].replace(" ", ""), values[-1], relation) if named[0] else values[-1]
+    relation = ("relation", signs, *map(read, parts))
+    if len(parts) == 2:  # x < 3 begins at minus infinity
+        first = kinds[0] == "variable"
+        parts = ["-∞", *parts] if first else [*parts, "∞"]
+        signs, kinds = (["<", *signs], ["constant", *kinds]) if first else ([*signs, "<"], [*kinds, "constant"])
+    if kinds != ["constant", "variable", "constant"] or {*signs} - {*"<≤≠"} or "≠" in signs[:1] + signs[2:]:
         return relation
-    low, middle, high = sides
-    if {*signs} <= {"<", "≤"}:
-        interval = ("tuple", "[("[signs[0] == "<"] + "])"[signs[1] == "<"], low, high)
-    elif "≠" in signs and len(relation) == 4:
-        end = low if high is INFINITY else high
-        interval = ("union", ("tuple", "()", MINUS_INFINITY, end), ("tuple", "()", end, INFINITY))
-    else:
-        return relation
-    return ("named", middle[1][1], interval, relation)
+    low, variable, high = parts
+    interval = "[("[signs[0] == "<"] + f"{low},{high}" + "])"[signs[1] == "<"]
+    return ("named", variable, read(f"({low},{high})∪({high},∞)" if "≠" in signs else interval), relation)
 
 @functools.lru_cache(4096)
 def parse(text):
