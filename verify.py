@@ -89,6 +89,9 @@ COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or n
     " ": "displaystyle textstyle left right big Big bigg Bigg bigl bigr Bigl Bigr large limits quad qquad"
     }.items() for name in names.split()}
 REPLACE = [(re.compile(pattern), new) for pattern, new in (
+    (r"[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+", r"^{\g<0>}"), (r"[₀-₉₊₋₍₎ₙᵢ]+", r"_{\g<0>}"),
+    (r"[¼½¾⅐-⅞]", lambda m: r"\frac" + unicodedata.normalize("NFKC", m[0]).replace("⁄", "")),
+    (r"[^①-⓿ℝ]+", lambda m: unicodedata.normalize("NFKC", m[0])), (r".+", lambda m: m[0].translate(SYMBOLS)),
     (r"\\\\", "↵"), (r"↵\s*(?=\\end|$)|\\!", ""),
     (r"\\begin\s*\{[pbB]?(?:small)?(?:matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\matrix "),
     (r"\\begin\s*\{[vV]matrix\}", r"|\\matrix "), (r"\\end\s*\{[vV]matrix\}", r"\\endmatrix |"),
@@ -107,13 +110,11 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\\$|[€£₹¥]", r" \g<0> "), (r"\\frac\s+(\w+)\s+(\w+)", r"\\frac{\1}{\2}"),
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
     (rf"(?<=[\d)}}])( *⟨? *)\b({'|'.join(SCALES)})\b", lambda m: SCALES[m[2]] + m[1]),
-    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*[=≈]", " "), (r"\s+", " "))]
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*[=≈]", " "), (r"\s+", " "),
+    (r"(?<=[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z .]*)\)(?=[ .,;]*$)", r" ⟨\1⟩"))]  # 24 (stickers)
 
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
-    text = re.sub(r"([⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+)|[₀-₉₊₋₍₎ₙᵢ]+", lambda m: f"{'^' if m[1] else '_'}{{{m[0]}}}", text)
-    text = re.sub("[¼½¾⅐-⅞]", lambda m: r"\frac" + unicodedata.normalize("NFKC", m[0]).replace("⁄", ""), text)
-    text = re.sub("[^①-⓿ℝ]+", lambda m: unicodedata.normalize("NFKC", m[0]), text).translate(SYMBOLS)
     for pattern, new in REPLACE:
         text = pattern.sub(new, text)
     return text.strip() if re.search(r"\d ?\.\.\.\s*$", text) else text.strip().rstrip(".,; ")
@@ -135,12 +136,10 @@ UNIT = (r"⟨[^⟩]*⟩|(?<=⟩ )[/-](?= ⟨)"                    # 12\text{ cm}
         r"|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)"   # 5 m/s
         rf"|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|(?<=°) ?[CF]|%|°|{CURRENCY}")
 TAIL = re.compile(rf"(?<=[\d)}}!.a-z°]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$")
-REMARK = re.compile(r"^(.*[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z .]*)\)$")  # 24 (stickers)
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 def split_unit(text):
     """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, and unit in one spelling or ''. The base of '1011_2' counts as one."""
-    text = REMARK.sub(r"\1 ⟨\2⟩", text)
     if base := BASE.fullmatch(text):
         return base[1] + base[2], f"base {base[3]}"
     unit = power = ""
@@ -354,7 +353,7 @@ WHOLE = 10  # from this point on, variables are whole numbers
 def compute(tree, point=0):
     """The value of a tree, a Fraction or a 50-digit number; `point` numbers a choice of values for the free
     variables: all positive, all negative, any signs, whole. ValueError, ArithmeticError: there is none."""
-    if exact(tree):
+    if not isinstance(tree, tuple):
         return tree
     name, *operands = tree
     if name == "name" and operands[0] in CONSTANTS:
@@ -378,7 +377,7 @@ def compute(tree, point=0):
 
 def names_in(tree):
     """The operations and the variables of a tree, these with a space before them."""
-    if exact(tree):
+    if not isinstance(tree, tuple):
         return set()
     return {" " + tree[1]} if tree[0] == "name" else {tree[0]}.union(*map(names_in, tree[1:]))
 
@@ -395,9 +394,9 @@ def close(x, y):
     x, y = inexact(x), inexact(y)
     return bool(x == y or mp().norm(x - y) < mp().mpf(10) ** -35 * mp().norm(y))
 
-def agree(a, b, test=close):
-    """Whether `test` holds of the values of two trees at all points where both are real; where they nowhere
-    are, at those where they are complex. Floors and factorials are tried at whole numbers too, or only there.
+def agree(a, b):
+    """Whether the values of two trees are close at all points where both are real; where they nowhere are, at
+    those where they are complex. Floors and factorials are tried at whole numbers too, or only there.
     ValueError where there are no values at all."""
     names, verdicts = names_in(a) | names_in(b), {True: [], False: []}
     points = [*range(6)] * (not names & {"!", "binom"})
@@ -408,7 +407,7 @@ def agree(a, b, test=close):
             x, y = compute(a, point), compute(b, point)
             numbers = [z for value in (x, y) for z in (value if hasattr(value, "rows") else [value])]
             real = " i" in names or not any(map(mp().im, numbers))
-            verdicts[real].append(test(x, y))
+            verdicts[real].append(close(x, y))
     if not (seen := verdicts[True] or verdicts[False]):
         raise ValueError("no value anywhere")
     return all(seen)
@@ -564,12 +563,10 @@ def proportional(a, b):
     if len(a) != 4 or len(b) != 4 or a[1] != b[1] or any(side[0] != "value" for side in a[2:] + b[2:]):
         return False
     d, d2 = (("-", x[2][1], x[3][1]) for x in (a, b))
-    ratios = []
-
-    def test(x, y):
-        ratios.append(apply("/", x, y))
-        return close(ratios[-1], ratios[0]) and (a[1][0] in "=≠" or mp().re(ratios[0]) > 0)
-    return bool(variables(d)) and variables(d) == variables(d2) and agree(d, d2, test)
+    if not variables(d) or variables(d) != variables(d2):
+        return False
+    ratio = apply("/", compute(d), compute(d2))
+    return (a[1][0] in "=≠" or mp().re(ratio) > 0) and agree(d, ("*", ratio, d2))
 
 def as_alike(a, b):
     """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
