@@ -93,9 +93,8 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"[¼½¾⅐-⅞]", lambda m: r"\frac" + unicodedata.normalize("NFKC", m[0]).replace("⁄", "")),
     (r"[^①-⓿ℝ]+", lambda m: unicodedata.normalize("NFKC", m[0])), (r".+", lambda m: m[0].translate(SYMBOLS)),
     (r"\\\\", "↵"), (r"↵\s*(?=\\end|$)|\\!", ""),
-    (r"\\begin\s*\{[pbB]?(?:small)?(?:matrix|array)\}(?:\s*\{[clr| ]*\})?", r"\\matrix "),
-    (r"\\begin\s*\{[vV]matrix\}", r"|\\matrix "), (r"\\end\s*\{[vV]matrix\}", r"\\endmatrix |"),
-    (r"\\end\s*\{[pbB]?(?:small)?(?:matrix|array)\}", r"\\endmatrix "),
+    (r"\\begin\s*\{([vV]?)\w*(?:matrix|array)\}(\s*\{[clr| ]*\})?", lambda m: "|" * len(m[1]) + r"\matrix "),
+    (r"\\end\s*\{([vV]?)\w*(?:matrix|array)\}", lambda m: r"\endmatrix " + "|" * len(m[1])),
     (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
     (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
@@ -108,6 +107,7 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
     (r"\{([^{}]*)\\over([^{}]*)\}", r"\\frac{\1}{\2}"), (r"\\[()\[\]]|(?<!\\)\$", " "),
     (r"\\\$|[€£₹¥]", r" \g<0> "), (r"\\frac\s+(\w+)\s+(\w+)", r"\\frac{\1}{\2}"),
+    (r"\\(frac|binom) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),  # \frac12
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
     (rf"(?<=[\d)}}])( *⟨? *)\b({'|'.join(SCALES)})\b", lambda m: SCALES[m[2]] + m[1]),
     (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*[=≈]", " "), (r"\s+", " "),
@@ -221,20 +221,16 @@ class Reader:
         tree = self.atom()
         while self.next in ("^", "!", "%", "°"):
             if (sign := self.take()) == "^":
-                tree = ("^", tree, self.argument(digits=True))
+                tree = ("^", tree, self.argument())
             else:
                 tree = ("!", tree) if sign == "!" else ("*", tree, {"%": Fraction(1, 100), "°": DEGREE}[sign])
         return tree
 
-    def argument(self, digits=False):
-        """Of \\frac, ^ and the like: a {group}, else one digit, letter or command. A model that writes 2^17
-        means 2^{17}: with `digits` a number is taken whole."""
+    def argument(self):
+        """Of \\frac, ^ and the like: a {group}, a number, letter or command. Who writes 2^17 means 2^{17}."""
         if self.next == "-":
             self.take()
-            return ("-", ZERO, self.argument(digits))
-        if self.next[:1].isdigit() and len(self.next) > 1 and not digits:  # \frac12
-            number = self.take()
-            self.tokens += [number[1:], number[0]]
+            return ("-", ZERO, self.argument())
         return self.atom()
 
     def atom(self):
@@ -277,8 +273,8 @@ class Reader:
         base, exponent = [], None
         while self.next in ("_", "^"):
             if self.take() == "_":
-                base = [self.argument(digits=True)]
-            elif (exponent := self.argument(digits=True)) == ("-", 0, 1):
+                base = [self.argument()]
+            elif (exponent := self.argument()) == ("-", 0, 1):
                 name, exponent = "arc" + name, None
         if self.next in OPEN or self.next == "|":
             tree = self.atom()
