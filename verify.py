@@ -342,8 +342,7 @@ def apply(name, x, y=None):
         return mp().ln(x) / mp().ln(10 if y is None else y)
     return getattr(mp(), name.replace("arc", "a"))(x)
 
-CONSTANTS = {"\\pi": lambda: mp().pi(), "e": lambda: mp().e(), "i": lambda: mp().mpc(0, 1),
-             "∞": lambda: mp().inf}
+CONSTANTS = {"\\pi": "pi", "e": "e", "i": "j", "∞": "inf"}  # and their names in mpmath
 WHOLE = 10  # from this point on, variables are whole numbers
 
 def compute(tree, point=0):
@@ -353,7 +352,7 @@ def compute(tree, point=0):
         return tree
     name, *operands = tree
     if name == "name" and operands[0] in CONSTANTS:
-        return CONSTANTS[operands[0]]()
+        return mp().convert(getattr(mp(), CONSTANTS[operands[0]]))
     if name == "name":
         rand = random.Random(f"{operands[0]} {point}" if point < WHOLE else operands[0])
         if point >= WHOLE:  # all of 1 to 12, each name in an order of its own
@@ -365,10 +364,8 @@ def compute(tree, point=0):
         return values if name == "row" else mp().matrix(values)
     if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
         for value in values:
-            if not exact(value):
-                small(mp().norm(value), mp().mpf(10) ** 2000)
-            else:
-                small((value.numerator * value.denominator).bit_length(), 300_000)
+            small(mp().norm(value) if not exact(value) else (value.numerator * value.denominator).bit_length(),
+                  300_000 if exact(value) else mp().mpf(10) ** 2000)
     return apply(name, *values)
 
 def names_in(tree):
@@ -383,10 +380,8 @@ def variables(*trees):
 def close(x, y):
     """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no
     stand-in for an irrational number."""
-    if exact(x, y):
-        return x == y
-    if any(exact(v) and v.denominator > 10**30 for v in (x, y)):
-        return False
+    if exact(x, y) or any(exact(v) and v.denominator > 10**30 for v in (x, y)):
+        return exact(x, y) and x == y
     x, y = inexact(x), inexact(y)
     return bool(x == y or mp().norm(x - y) < mp().mpf(10) ** -35 * mp().norm(y))
 
@@ -414,8 +409,6 @@ def agree(a, b):
 # its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation or None) for
 # x = 5.
 
-FLIP = {">": "<", "≥": "≤", "<": ">", "≤": "≥"}
-
 def nesting(text):
     """Every bracket and other character of a text, as a match, with the depth of brackets behind it."""
     depth = 0
@@ -431,7 +424,8 @@ def split(text, separators):
 
 def enclosed(text):
     """(opening, content, closing) if one pair of brackets, of whatever shapes, is around all of the text."""
-    end, opening = next((match for match, depth in nesting(text) if depth == 0), None), re.match(r"\\?{|[([]|", text)[0]
+    end = next((match for match, depth in nesting(text) if depth == 0), None)
+    opening = re.match(r"\\?{|[([]|", text)[0]
     if opening and end and end.end() == len(text):
         return opening, text[len(opening):end.start()].strip(), end[0]
 
@@ -462,7 +456,6 @@ def kind_of(text):
 
 def read(text):
     """A clean answer -> its node. ValueError where it has none."""
-    text = text.strip()
     while (whole := enclosed(text)) and whole[0] == "{" and not split(whole[1], ",;")[1]:
         text = whole[1]
     if re.fullmatch(r"⟨[^⟨⟩]*⟩", text) and not text.startswith("⟨at "):
@@ -473,8 +466,7 @@ def read(text):
             return read(condition[1])  # {x | x > 2}
         inner = read(whole[1])
         return inner if inner[0] == "set" else ("set", inner)
-    parts, commas = split(text, ",;")
-    both = [part.translate(str.maketrans("±∓", signs)) for part in parts  # ± is two answers; ∓ the other way
+    both = [part.translate(str.maketrans("±∓", signs)) for part in split(text, ",;")[0]  # ± is two answers; ∓ the other way
             for signs in (("+-", "-+") if re.search("[±∓]", part) else ("±∓",))]
     if len(both) > 1:
         return ("set", *map(read, both))
@@ -488,8 +480,7 @@ def read(text):
     if whole := enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text)):  # also P(1,2)
         items, commas = split(whole[1], ",;")
         if commas:
-            items = map(read, items)
-            return ("set", *items) if whole[0] == "{" else ("tuple", whole[0] + whole[2], *items)
+            return (*(("set",) if whole[0] == "{" else ("tuple", whole[0] + whole[2])), *map(read, items))
     return leaf(text)
 
 def leaf(text):
@@ -502,6 +493,8 @@ def leaf(text):
             return ("value", Reader(value).sum("end"), unit)
     return ("word", squashed(text))
 
+MIRROR = str.maketrans("<>≤≥", "><≥≤")
+
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
     if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
@@ -510,7 +503,7 @@ def read_relation(parts, signs):
     if not signs:
         return read(parts[0])
     if signs[0] in ">≥" or signs == ["≠"] and kind_of(parts[1]) == "variable":
-        parts, signs = parts[::-1], [FLIP.get(sign, sign) for sign in signs[::-1]]
+        parts, signs = parts[::-1], [*"".join(signs[::-1]).translate(MIRROR)]
     named, kinds = [*map(is_name, parts)], [*map(kind_of, parts)]
     if {*signs} == {"="} and (named[0] or named[-1] or {*kinds} == {"constant"}):
         if not named[0]:
@@ -573,8 +566,15 @@ def as_alike(a, b):
 
 def same(a, b):
     """Whether two nodes are equal."""
-    if "named" in (a[0], b[0]):
-        return same_named(a, b)
+    if b[0] == "named" != a[0]:
+        return same(b, a)
+    if a[0] == "named" != b[0]:  # x = 5 is 5, y = 2x + 1 is 2x - y + 1 = 0
+        return proportional(a[3], b) if b[0] == "relation" else same(a[2], b)
+    if a[0] == "named":  # x = 5 is not y = 5, nor is f(2) = 5 f(3) = 5; but AB = 5 may be x = 5
+        marks, marks2 = (re.findall(r"[\d+-]", x[1]) for x in (a, b))
+        letters = all(re.fullmatch(r"[a-zA-Z]|\\[a-z]+", x[1]) for x in (a, b))
+        unlike = a[1] != b[1] and (letters or marks and marks2 and marks != marks2)
+        return proportional(a[3], b[3]) or not unlike and same(a[2], b[2])
     if a[0] == b[0] == "relation":
         return proportional(a, b)
     a, b = as_alike(a, b), as_alike(b, a)
@@ -591,18 +591,6 @@ def same(a, b):
         return all(any(same(x, y) and not left.remove(y) for y in left) for x in a[1:])
     return all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
-def same_named(a, b):
-    """x = 5 is 5, and y = 2x + 1 is 2x - y + 1 = 0; but x = 5 is not y = 5, nor f(2) = 5 f(3) = 5."""
-    if a[0] != b[0]:
-        named, other = (a, b) if a[0] == "named" else (b, a)
-        if other[0] == "relation":
-            return proportional(named[3], other)
-        return same(named[2], other)
-    marks, marks2 = (re.findall(r"[\d+-]", x[1]) for x in (a, b))
-    letters = all(re.fullmatch(r"[a-zA-Z]|\\[a-z]+", x[1]) for x in (a, b))
-    unlike = a[1] != b[1] and (letters or marks and marks2 and marks != marks2)
-    return proportional(a[3], b[3]) or not unlike and same(a[2], b[2])
-
 def squashed(text):
     """An answer as plain text, for what is no mathematics or beyond the reader: spaces, case of words and
     braces around one character mean nothing."""
@@ -615,23 +603,21 @@ def equal_answers(answer, gold):
     answer, gold = clean(answer), clean(gold)
     if not re.search(r"\w|∅|∞", answer) or not gold:
         return False
-    if answer == gold:
-        return True
     try:
         if len({bool(re.search(r", |;|\b(?:and|or)\b", x)) for x in (answer, gold)}) > 1:
             answer, gold = answer.replace(",", ", "), gold.replace(",", ", ")  # 40,150 beside 40, 150
         rounded = [x.rpartition("≈")[2] for x in (answer, gold) if "≈" in x]
-        return same(parse(answer), parse(gold)) and (len(rounded) < 2 or same(*map(parse, rounded)))
+        return answer == gold or same(parse(answer), parse(gold)) and (
+            len(rounded) < 2 or same(*map(parse, rounded)))
     except ERRORS:
         return len(gold) > 1 and squashed(answer) == squashed(gold)
 
 def math_reward(response, gold):
     """1.0 if the final answer of `response` equals the gold answer, LaTeX or plain text, or one of a list."""
-    if isinstance(gold, (list, tuple)):
-        return max((math_reward(response, one) for one in gold), default=0.0)
     try:
-        gold, answer = str(gold), final_answer(str(response))
-        return float(bool(answer) and len(answer) <= 2000 and equal_answers(answer, last_boxed(gold) or gold))
+        golds, answer = gold if isinstance(gold, (list, tuple)) else [gold], final_answer(str(response))
+        return float(bool(answer) and len(answer) <= 2000 and any(
+            equal_answers(answer, last_boxed(gold) or gold) for gold in map(str, golds)))
     except ERRORS:
         return 0.0
 
@@ -749,8 +735,7 @@ def grade():
             while True:
                 for path in glob.glob("/proc/self/task/*/children"):
                     for pid in open(path).read().split():
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(int(pid), signal.SIGKILL)
+                        os.kill(int(pid), signal.SIGKILL)
                 os.waitpid(-1, 0)
     print(verdict, file=sys.__stdout__, flush=True)
 
@@ -849,12 +834,11 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
             any(map(is_test, tests or [])) or inputs):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
-    try:
-        grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
-                                stderr=subprocess.DEVNULL, timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
-    except subprocess.TimeoutExpired:
-        return 0.0
-    return float(grader.stdout == b"PASS\n")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return float(b"PASS\n" == subprocess.run(
+            python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            timeout=ALL_CASES + 2 * TIME_LIMIT + 10).stdout)
+    return 0.0
 
 def is_test(text):
     """Whether a text is Python with an assert or a call in it: something that can fail, no plain answer."""
