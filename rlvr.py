@@ -583,7 +583,7 @@ def step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors)
     responses, every = rollouts.responses, max(1, len(rollouts.texts) // max(1, c.log_samples))
     shown = [*range(0, len(rollouts.texts), every)][:c.log_samples] + [*errors][:c.log_samples]
     return [{"step": step, "prompt": rollouts.problems[i].prompt, "response": rollouts.texts[i],
-             "extracted": verify.extract(rollouts.problems[i].kind, rollouts.texts[i]),
+             "extracted": verify.EXTRACT[rollouts.problems[i].kind](rollouts.texts[i]),
              "reward": None if i in errors else rewards.view(-1)[i].item(), "error": errors.get(i),
              "advantage": advantage[i].item(), "finish_reason": "stop" if rollouts.finished[i] else "length",
              "tokens": policy.tokenizer.batch_decode([[token] for token in responses[i]]),

@@ -1121,7 +1121,7 @@ def test_what_is_judged_can_be_shown():
     for kind, response, shown in (
             ("math", "so \\boxed{4} it is", "4"), ("math", "so 4", None), ("countdown", "1+2=3", "1+2=3"),
             ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "So:\n```\nx = 1\n```\n", "x = 1")):
-        assert verify.extract(kind, response) == shown
+        assert verify.EXTRACT[kind](response) == shown
 
 def test_math_is_safe_in_threads():
     answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in cases(RIGHT) + cases(WRONG)] * 5

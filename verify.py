@@ -5,9 +5,8 @@
     code_reward(response, tests, inputs, outputs)  code, run against asserts, or inputs and outputs
 
 Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra
-system: a small reader turns it into a tree, whose value is computed in exact fractions, or with 50 digits
-where it is irrational. Length, depth, digits and exponents are bounded, so that nothing needs a time-out.
-Code runs in processes of its own: see the last part. """
+system: a small reader makes it a tree, whose value is computed in exact fractions, or with 50 digits. Length,
+digits and exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own. """
 import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator
 import os, random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, unicodedata
 from decimal import Decimal
@@ -22,9 +21,8 @@ ERRORS = (ValueError, ArithmeticError, TypeError, AttributeError, LookupError, S
 
 def countdown_reward(response, numbers, target):
     """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
-    exactly once and equals `target` exactly; a final "= target" is allowed. Without any <answer> tag the
-    response must be the demo task's steps: "7*3=21,21+5=26", each using what is left of the numbers and of
-    earlier results."""
+    once and equals `target`; a final "= target" is allowed. Without any <answer> tag the response must be the
+    demo task's steps, "7*3=21,21+5=26", each using what is left of the numbers and of earlier results."""
     try:
         response, left = str(response), list(map(int, numbers))
         if "<answer>" not in response:
@@ -111,7 +109,7 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"⟨? *(\d{1,2}):(\d\d) *⟨? *([AaPp])\.? ?[Mm]\b\.? *⟩?", r"⟨at \1.\2 \3⟩"),  # a time of day
     (rf"(?<=[\d)}}])( *⟨? *)\b({'|'.join(SCALES)})\b", lambda m: SCALES[m[2]] + m[1]),
     (r"(?<=\d) ?[xX] ?(?=10 ?\^)", "*"), (r"^\s*[=≈]", " "), (r"\s+", " "),
-    (r"(?<=[\d}]) ?(?:\((?=[a-zA-Z]{2})|(?<= )\()([a-zA-Z][a-zA-Z .]*)\)(?=[ .,;]*$)", r" ⟨\1⟩"))]  # 24 (stickers)
+    (r"(?<=[\d}])(?: \(| ?\((?=\w{2}))([a-zA-Z][a-zA-Z .]*)\)(?=[ .,;]*$)", r" ⟨\1⟩"))]  # 24 (stickers)
 
 def clean(text):
     """The many spellings of LaTeX and Unicode -> one; words that were in \\text{} stand in ⟨⟩."""
@@ -139,7 +137,7 @@ TAIL = re.compile(rf"(?<=[\d)}}!.a-z°]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$"
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, and unit in one spelling or ''. The base of '1011_2' counts as one."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, unit in one spelling or ''. The base of '1011_2' counts as one."""
     if base := BASE.fullmatch(text):
         return base[1] + base[2], f"base {base[3]}"
     unit = power = ""
@@ -164,7 +162,7 @@ def split_unit(text):
 #
 # A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree) ...
 
-FUNCTIONS = set("sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp floor ceil abs".split())
+FUNCTIONS = {*"sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp floor ceil abs".split()}
 WORDS = FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta", "gamma", "lambda"}
 LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
               "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
@@ -364,7 +362,7 @@ def compute(tree, point=0):
         return values if name == "row" else mp().matrix(values)
     if (name, operands[0]) != ("-", 0):  # infinity stands alone or with a sign
         for value in values:
-            small(mp().norm(value) if not exact(value) else (value.numerator * value.denominator).bit_length(),
+            small((value.numerator * value.denominator).bit_length() if exact(value) else mp().norm(value),
                   300_000 if exact(value) else mp().mpf(10) ** 2000)
     return apply(name, *values)
 
@@ -378,17 +376,15 @@ def variables(*trees):
     return {name for tree in trees for name in names_in(tree) if name[0] == " " and name[1:] not in CONSTANTS}
 
 def close(x, y):
-    """Equality of two values: exact for fractions, else to 35 digits. A decimal of over 30 digits is no
-    stand-in for an irrational number."""
+    """Equality of two values: exact for fractions, else to 35 digits, which no decimal may stand in for."""
     if exact(x, y) or any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return exact(x, y) and x == y
     x, y = inexact(x), inexact(y)
     return bool(x == y or mp().norm(x - y) < mp().mpf(10) ** -35 * mp().norm(y))
 
 def agree(a, b):
-    """Whether the values of two trees are close at all points where both are real; where they nowhere are, at
-    those where they are complex. Floors and factorials are tried at whole numbers too, or only there.
-    ValueError where there are no values at all."""
+    """Whether the values of two trees are close wherever both are real; if they nowhere are, where complex.
+    Floors are tried at whole numbers too, factorials only there. ValueError where there are no values."""
     names, verdicts = names_in(a) | names_in(b), {True: [], False: []}
     points = [*range(6)] * (not names & {"!", "binom"})
     points += range(WHOLE, WHOLE + 12) if names & {"!", "binom", "floor", "ceil"} else []
@@ -406,8 +402,7 @@ def agree(a, b):
 # -------------------------------------- structure of answers
 #
 # A node is a tuple: ("value", tree, unit), ("word", text), ("set" | "union" | "ratio", nodes ...), ("tuple",
-# its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation or None) for
-# x = 5.
+# its brackets, nodes ...), ("relation", its signs, nodes ...), ("named", name, node, relation) for x = 5.
 
 def nesting(text):
     """Every bracket and other character of a text, as a match, with the depth of brackets behind it."""
@@ -430,19 +425,19 @@ def enclosed(text):
         return opening, text[len(opening):end.start()].strip(), end[0]
 
 def is_name(text):
-    """x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2, (x, y), words: what an answer may be called. Not
-    2x, x^2 or \\frac{1}{2}, which are equations to be solved, or values; of constants e alone, as in e = 1/2."""
+    """Whether a text is what an answer may be called: x, AB, f(2), P(X > 2), f^{-1}(x), \\angle A, V_1:V_2,
+    (x, y), words, e; but not 2x, x^2, \\frac{1}{2}, which are to be solved, or values, as is ln 2."""
     short = re.sub(r"\^\{?-1\}?(?=\(|$)", "'", text.replace(" ", ""))
     if short[:1] == "(":
         return bool(enclosed(short)) and all(map(is_name, split(enclosed(short)[1], ",")[0]))
     frac = "frac" in short
     inner = re.sub(r"\([^()]*\)|\[[^\[\]]*\]|_\{[^{}]*\}|_\w" + r"|\{[^{}]*\}" * (not frac), "", short)
-    return bool(re.search(r"[a-zA-Z]", inner)) and (short == "e" or kind_of(text) != "constant") and not re.search(
-        r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|\\matrix|^i$", inner)
+    odd = r"[\d+*!<>|^-]" if frac else r"^[\d.]|[-+*/!<>|%°±^∞]|\\sqrt|\\pi|\\matrix|^i$"
+    return bool(re.search(r"[a-zA-Z]", inner)) and not re.search(odd, inner) and (
+        text == "e" or kind_of(text) != "constant")
 
 def is_word(text):
-    """Yes, AAS, red and June 20 are words, xy and p - q are not. Letters that spell words are e, i, o, u and
-    capitals."""
+    """Yes, AAS, red, June 20 are words, xy and p - q are not: e, i, o, u and capitals spell words."""
     parts = re.split(r"[ -]+", text)
     return text not in WORDS and all(re.fullmatch(r"[A-Za-z']{2,}|\d+|a|I", part) for part in parts) and bool(
         text[0].isalpha() and (len(text) > 3 or re.search(r"[eiouA-Z]", text)))
@@ -466,10 +461,10 @@ def read(text):
             return read(condition[1])  # {x | x > 2}
         inner = read(whole[1])
         return inner if inner[0] == "set" else ("set", inner)
-    both = [part.translate(str.maketrans("±∓", signs)) for part in split(text, ",;")[0]  # ± is two answers; ∓ the other way
-            for signs in (("+-", "-+") if re.search("[±∓]", part) else ("±∓",))]
-    if len(both) > 1:
-        return ("set", *map(read, both))
+    parts = [part.translate(str.maketrans("±∓", signs)) for part in split(text, ",;")[0]  # ± is two answers
+             for signs in (("+-", "-+") if re.search("[±∓]", part) else ("±∓",))]
+    if len(parts) > 1:
+        return ("set", *map(read, parts))
     parts, signs = split(text, "<>≤≥=≠≈")
     if signs:
         return read_relation(parts, signs)
@@ -488,7 +483,8 @@ def leaf(text):
     if is_word(text) or text.startswith("⟨at "):
         return ("word", text.casefold())
     value, unit = split_unit(text)
-    if not re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", re.sub(r"\\[a-z]+", "x", value)):
+    plain = re.sub(r"\\[a-z]+", "x", value)
+    if not re.search(r"(?<![_^\d])[\d.]+ +[\d.]|[a-zA-Z]{2,} [a-zA-Z]{2,}|⟨", plain):  # 1 2, two words
         with contextlib.suppress(ValueError):
             return ("value", Reader(value).sum("end"), unit)
     return ("word", squashed(text))
@@ -516,8 +512,8 @@ def read_relation(parts, signs):
     relation = ("relation", signs, *map(read, parts))
     if len(parts) == 2:  # x < 3 begins at minus infinity
         first = kinds[0] == "variable"
-        parts = ["-∞", *parts] if first else [*parts, "∞"]
-        signs, kinds = (["<", *signs], ["constant", *kinds]) if first else ([*signs, "<"], [*kinds, "constant"])
+        parts, signs = (["-∞", *parts], ["<", *signs]) if first else ([*parts, "∞"], [*signs, "<"])
+        kinds.insert(0 if first else 2, "constant")
     if kinds != ["constant", "variable", "constant"] or {*signs} - {*"<≤≠"} or "≠" in signs[:1] + signs[2:]:
         return relation
     low, variable, high = parts
@@ -545,8 +541,8 @@ def repeating_decimal(match):
     return f"({Fraction(difference, 10 ** len(fixed) * (10 ** len(period) - 1))})"
 
 def proportional(a, b):
-    """Whether two relations say the same: side by side; or, with two sides and free variables, if the
-    differences of their sides are everywhere in a constant ratio, positive for inequalities."""
+    """Whether two relations say the same: side by side; or, with two sides and free variables, if their
+    differences are everywhere in one ratio, positive for inequalities."""
     if len(a) == len(b) and a[1] == b[1] and all(map(same, a[2:], b[2:])):
         return True
     if len(a) != 4 or len(b) != 4 or a[1] != b[1] or any(side[0] != "value" for side in a[2:] + b[2:]):
@@ -559,9 +555,9 @@ def proportional(a, b):
 
 def as_alike(a, b):
     """Node a in the form of b, where it has one: x < 1 or x > 2 as a union, x = 1, y = 2 as a point."""
-    names = [x[1] for x in a[1:] if x[0] == "named"] if a[0] == "set" else []
+    names = [x[1] for x in a[1:] if x[0] == "named"] if a[0] == "set" and b[0] in ("union", "tuple") else []
     if len(names) == len(a) - 1 > 0 and names == sorted({*names}) * (len(names) if b[0] == "union" else 1):
-        return (b[0], *["()"] * (b[0] == "tuple"), *(x[2] for x in a[1:])) if b[0] in ("union", "tuple") else a
+        return (b[0], *["()"] * (b[0] == "tuple"), *(x[2] for x in a[1:]))
     return a
 
 def same(a, b):
@@ -592,8 +588,7 @@ def same(a, b):
     return all(same(x, y) if isinstance(x, tuple) else x == y for x, y in zip(a[1:], b[1:]))
 
 def squashed(text):
-    """An answer as plain text, for what is no mathematics or beyond the reader: spaces, case of words and
-    braces around one character mean nothing."""
+    """What is no mathematics as text: spaces, case of words, braces around one character mean nothing."""
     words = not re.search(r"[\\\d^_=+]", text)
     text = re.sub(r"\{(\\?\w|\d+)\}", r"\1", re.sub(r"[⟨⟩]", " ", text))
     return re.sub(r"\s+", " ", text).strip().casefold() if words else re.sub(r"(?<!\d) +| +(?!\d)", "", text)
@@ -649,8 +644,8 @@ def encode(x, handles):
         return x
     for name, (kind, apart, _) in KINDS.items():
         if isinstance(x, kind):
-            content = apart(x)
-            return [name, content if isinstance(content, str) else [encode(part, handles) for part in content]]
+            parts = apart(x)
+            return [name, parts if isinstance(parts, str) else [encode(part, handles) for part in parts]]
     if isinstance(x, Remote):
         return ["handle", x._number]
     if hasattr(type(x), "tolist"):  # numpy
@@ -663,10 +658,10 @@ def encode(x, handles):
 def decode(x, resolve):
     if not isinstance(x, list):
         return x
-    kind, content = x
+    kind, parts = x
     if kind == "handle":
-        return resolve(content)
-    return KINDS[kind][2](content if isinstance(content, str) else [decode(part, resolve) for part in content])
+        return resolve(parts)
+    return KINDS[kind][2](parts if isinstance(parts, str) else [decode(part, resolve) for part in parts])
 
 class Remote:
     """In the grader, an object of the solution process. It can be called and looked into. It cannot say
@@ -724,7 +719,7 @@ def grade():
     signal.signal(signal.SIGALRM, signal.default_int_handler)  # a KeyboardInterrupt: no test catches it
     signal.setitimer(signal.ITIMER_REAL, TIME_LIMIT, 1)
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
-        options = dict(cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,  # or it could signal our group
+        options = dict(cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,  # it can't signal us
                        env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"})
         # A failed test, a broken pipe, the deadline: all the same.
         with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):
@@ -835,9 +830,9 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
         return 0.0
     task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return float(b"PASS\n" == subprocess.run(
-            python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            timeout=ALL_CASES + 2 * TIME_LIMIT + 10).stdout)
+        grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL, timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
+        return float(grader.stdout == b"PASS\n")
     return 0.0
 
 def is_test(text):
@@ -877,8 +872,5 @@ def verify_batch(reward, cases, patience=300):
         pool.terminate()  # which waits for no thread that hangs
     return [value for value, _ in verdicts], {i: error for i, (_, error) in enumerate(verdicts) if error}
 
-def extract(kind, response):
-    """What the verifier of this kind judges, as text, or None."""
-    if kind != "countdown":
-        return final_answer(response) if kind == "math" else code_block(response)[1] or None
-    return response.rpartition("<answer>")[2].partition("</answer>")[0]
+EXTRACT = {"math": final_answer, "code": lambda response: code_block(response)[1] or None,  # what is judged
+           "countdown": lambda response: response.rpartition("<answer>")[2].partition("</answer>")[0]}
