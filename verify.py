@@ -7,11 +7,10 @@
 Each returns 1.0 or 0.0, never raises, and is safe in threads. No answer reaches eval or a symbolic algebra
 system: a small reader makes it a tree, whose value is computed in exact fractions, or with 50 digits. Length,
 digits and exponents are bounded, so that nothing needs a time-out. Code runs in processes of its own. """
-import ast, builtins, contextlib, ctypes, functools, glob, importlib, json, math, multiprocessing, operator
+import ast, builtins, contextlib, ctypes, functools, importlib, json, math, multiprocessing.pool, operator
 import os, random, re, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, unicodedata
 from decimal import Decimal
 from fractions import Fraction
-from multiprocessing.pool import ThreadPool
 
 # ------------------------------------------------- countdown
 
@@ -23,7 +22,7 @@ def countdown_reward(response, numbers, target):
     """1.0 if the last <answer> is an expression of digits, + - * / and brackets that uses each of `numbers`
     once and equals `target`; a final "= target" is allowed. Without any <answer> tag the response must be the
     demo task's steps, "7*3=21,21+5=26", each using what is left of the numbers and of earlier results."""
-    try:
+    with contextlib.suppress(*ERRORS):
         response, left = str(response), list(map(int, numbers))
         if "<answer>" not in response:
             for step in response.strip().split(","):
@@ -43,8 +42,7 @@ def countdown_reward(response, numbers, target):
             return 0.0
         used = sorted(map(int, re.findall(r"\d+", expression)))
         return float(used == sorted(left) and compute(Reader(expression).sum("end")) == target)
-    except ERRORS:
-        return 0.0
+    return 0.0
 
 # ------------------------------------------ the final answer
 
@@ -66,19 +64,17 @@ def final_answer(response):
     'answer is', heading 'Final Answer'. What is inside <think> counts only where no answer follows it."""
     after = response.rpartition("</think>")[2]
     response = after if BOX.search(after) or MARKER.search(after) else response
-    if BOX.search(response):
+    markers = list(MARKER.finditer(response))
+    if BOX.search(response) or not markers:
         return last_boxed(response)
-    if not (markers := list(MARKER.finditer(response))):
-        return None
     text = response[markers[-1].end():][:1000].lstrip(" :*_\n")
     return SENTENCE.split(text, maxsplit=1)[0].strip("*_ ")
 
 SYMBOLS = str.maketrans({sign: new for new, signs in {
     "-": "−–", "*": "×·⋅∗", "/": "÷⁄", "|": "∣", "≈": "≅", "(": "⟨", ")": "⟩", r"\pi ": "π", r"\theta ": "θ",
     r"\alpha ": "α", r"\beta ": "β", r"\mathbb R": "ℝ", "=": "∈", "": "\u200b"}.items() for sign in signs})
-SCALES = {"dozen": "*12", "hundred": "*100", "thousand": "*1000", "million": "*10^6", "billion": "*10^9",
-          "trillion": "*10^12", "halves": "/2", "thirds": "/3", "fourths": "/4", "fifths": "/5",
-          "squared": "^2", "cubed": "^3"}
+SCALES = dict(dozen="*12", hundred="*100", thousand="*1000", million="*10^6", billion="*10^9", halves="/2",
+              trillion="*10^12", thirds="/3", fourths="/4", fifths="/5", squared="^2", cubed="^3")
 COMMANDS = {name: sign for sign, names in {  # commands that mean one sign, or nothing
     "≤": "le leq leqslant", "≥": "ge geq geqslant", "≠": "ne neq", "<": "lt", ">": "gt", " ∪ ": "cup",
     "=": "in", "±": "pm", "∓": "mp", "≈": "approx", "∞": "infty", "∅": "emptyset varnothing",
@@ -90,16 +86,14 @@ REPLACE = [(re.compile(pattern), new) for pattern, new in (
     (r"[⁰¹²³⁴-⁹⁺⁻⁽⁾ⁿⁱ]+", r"^{\g<0>}"), (r"[₀-₉₊₋₍₎ₙᵢ]+", r"_{\g<0>}"),
     (r"[¼½¾⅐-⅞]", lambda m: r"\frac" + unicodedata.normalize("NFKC", m[0]).replace("⁄", "")),
     (r"[^①-⓿ℝ]+", lambda m: unicodedata.normalize("NFKC", m[0])), (r".+", lambda m: m[0].translate(SYMBOLS)),
-    (r"\\\\", "↵"), (r"↵\s*(?=\\end|$)|\\!", ""),
+    (r"\\\\", "↵"), (r"↵\s*(?=\\end|$)|\\!", ""), (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"\\begin\s*\{([vV]?)\w*(?:matrix|array)\}(\s*\{[clr| ]*\})?", lambda m: "|" * len(m[1]) + r"\matrix "),
     (r"\\end\s*\{([vV]?)\w*(?:matrix|array)\}", lambda m: r"\endmatrix " + "|" * len(m[1])),
-    (r"√\s*(\d+|\w)", r"\\sqrt{\1}"), (r"√", r"\\sqrt "),
     (r"\\([a-zA-Z]+)", lambda m: COMMANDS.get(m[1], m[0])),
-    (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","),
+    (r"\\[,;: ]|~", " "), (r"\{\s*,\s*\}", ","), (r"\\mathbb\s*\{?R\}?", "(-∞,∞)"),
     (r"(\^ ?(?:\{[^{}]*\}|\d))( ?_ ?(?:\{[^{}]*\}|\w))", r"\2\1"),  # v^2_0
     (r"\*\*", "^"), (r"<=", "≤"), (r">=", "≥"), (r"!=", "≠"), (r"\\\{ *\\\}", "∅"), (r"\\%", "%"),
     (r"\^\s*\{?\s*(?:\\circ|°)\s*\}?", "°"), (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
-    (r"\\mathbb\s*\{?R\}?", "(-∞,∞)"),
     (r"\\(?:mathbf|mathit|boldsymbol|bm|underline)\s*(?:\{(\w)\}|(?=\{))", r" \1"),
     (r"\\(?:text|mathrm|operatorname)\s*\{\s*([eid])\s*\}", r" \1 "),  # the numbers e and i, upright
     (r"\\(?:text\w*|mbox|mathrm|operatorname)\s*\{([^{}]*)\}", r" ⟨\1⟩ "),
@@ -129,15 +123,14 @@ UNITS = {alias: name for name, aliases in {
 POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 NO_UNITS = {"and", "or", "to", "nor", "not", "pi", "sqrt", "sin", "cos", "tan", "ln", "log", "mod", "theta"}
 CURRENCY = r"\\\$|[€£₹¥]"
-UNIT = (r"⟨[^⟩]*⟩|(?<=⟩ )[/-](?= ⟨)"                    # 12\text{ cm}
-        r"|(?<= )[a-zA-Z]{2,}(?:/[a-z]+)?"              # 12 apples
-        r"|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)"   # 5 m/s
-        rf"|(?<=\d)(?:[cmk]m|kg|ft|min|hr)|(?<=°) ?[CF]|%|°|{CURRENCY}")
+UNIT = (r"⟨[^⟩]*⟩|(?<=⟩ )[/-](?= ⟨)|(?<= )[a-zA-Z]{2,}(?:/[a-z]+)?"           # 12\text{ cm}, 12 apples
+        r"|(?<=[\d ])(?:[ck]?m|ft|mi)/(?:s|h|hr|min)|(?<=\d)(?:[cmk]m|kg|ft|min|hr)"  # 5 m/s, 5kg
+        rf"|(?<=°) ?[CF]|%|°|{CURRENCY}")
 TAIL = re.compile(rf"(?<=[\d)}}!.a-z°]) *((?:{UNIT}) *)+(?:\^ ?\{{?(\d)\}}?)?$")
 BASE = re.compile(r"(-?)\(?([\dA-F.]*\d[\dA-F]*)\)?(?:_\{? ?⟨? ?| ⟨? ?base ?⟩? ?)(\d+) ?⟩? ?\}?")
 
 def split_unit(text):
-    """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, unit in one spelling or ''. The base of '1011_2' counts as one."""
+    """'15 ⟨cm⟩^2' -> ('15', 'cm^2'): value, unit in one spelling. The base of '1011_2' counts as one."""
     if base := BASE.fullmatch(text):
         return base[1] + base[2], f"base {base[3]}"
     unit = power = ""
@@ -162,7 +155,8 @@ def split_unit(text):
 #
 # A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree) ...
 
-FUNCTIONS = {*"sin cos tan sec csc cot arcsin arccos arctan sinh cosh tanh ln log lg exp floor ceil abs".split()}
+FUNCTIONS = set("sin cos tan sec csc cot sinh cosh tanh ln log lg exp floor ceil abs".split())
+FUNCTIONS |= {"arcsin", "arccos", "arctan"}
 WORDS = FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta", "gamma", "lambda"}
 LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
               "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
@@ -282,21 +276,16 @@ class Reader:
                 tree = ("*", tree, self.power())
         return (name, tree, *base) if exponent is None else ("^", (name, tree, *base), exponent)
 
-_local = threading.local()
-
-def mp():
+def mp(own=threading.local()):
     """This thread's arithmetic with 50 digits: contexts of mpmath are not safe to share."""
-    if not hasattr(_local, "mp"):
+    if not hasattr(own, "mp"):
         import mpmath  # here, because the processes that grade code start faster without
-        _local.mp = mpmath.MPContext()
-        _local.mp.dps = 50
-    return _local.mp
+        own.mp = mpmath.MPContext()
+        own.mp.dps = 50
+    return own.mp
 
 def exact(*values):
     return all(isinstance(value, Fraction) for value in values)
-
-def inexact(x):
-    return mp().convert(x) if exact(x) else x
 
 def small(x, bound):
     """x, unless it is so large that to compute with it would take long, or no number."""
@@ -323,7 +312,7 @@ def apply(name, x, y=None):
     if hasattr(y, "rows") and name not in "+-*":
         raise ValueError("a matrix is no divisor, exponent or base")
     if name in OPERATORS:
-        return OPERATORS[name](x, y) if exact(x, y) else OPERATORS[name](inexact(x), inexact(y))
+        return OPERATORS[name](mp().convert(x) if exact(x) and not exact(y) else x, y)
     if name == "^":
         return power(x, y)
     if name == "!":
@@ -379,8 +368,7 @@ def close(x, y):
     """Equality of two values: exact for fractions, else to 35 digits, which no decimal may stand in for."""
     if exact(x, y) or any(exact(v) and v.denominator > 10**30 for v in (x, y)):
         return exact(x, y) and x == y
-    x, y = inexact(x), inexact(y)
-    return bool(x == y or mp().norm(x - y) < mp().mpf(10) ** -35 * mp().norm(y))
+    return bool(x == y or mp().norm(apply("-", x, y)) < mp().mpf(10) ** -35 * mp().norm(y))
 
 def agree(a, b):
     """Whether the values of two trees are close wherever both are real; if they nowhere are, where complex.
@@ -469,13 +457,11 @@ def read(text):
     if signs:
         return read_relation(parts, signs)
     for kind, separator in (("union", "∪"), ("ratio", ":")):  # from the loosest to the tightest
-        parts, found = split(text, separator)
-        if found:
+        if len(parts := split(text, separator)[0]) > 1:
             return (kind, *map(read, parts))
-    if whole := enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text)):  # also P(1,2)
-        items, commas = split(whole[1], ",;")
-        if commas:
-            return (*(("set",) if whole[0] == "{" else ("tuple", whole[0] + whole[2])), *map(read, items))
+    whole = enclosed(re.sub(r"^[A-Z]'*_?\d? ?(?=\(.*,)", "", text))  # also P(1,2)
+    if whole and len(parts := split(whole[1], ",;")[0]) > 1:
+        return (*(("set",) if whole[0] == "{" else ("tuple", whole[0] + whole[2])), *map(read, parts))
     return leaf(text)
 
 def leaf(text):
@@ -489,8 +475,6 @@ def leaf(text):
             return ("value", Reader(value).sum("end"), unit)
     return ("word", squashed(text))
 
-MIRROR = str.maketrans("<>≤≥", "><≥≤")
-
 def read_relation(parts, signs):
     """The sides and signs of x = 5, 0 < x <= 1 or x ≈ 3.14 -> a node."""
     if "≈" in signs:  # behind an exact value it adds nothing; behind a name it is the value
@@ -499,7 +483,7 @@ def read_relation(parts, signs):
     if not signs:
         return read(parts[0])
     if signs[0] in ">≥" or signs == ["≠"] and kind_of(parts[1]) == "variable":
-        parts, signs = parts[::-1], [*"".join(signs[::-1]).translate(MIRROR)]
+        parts, signs = parts[::-1], [*"".join(signs[::-1]).translate(str.maketrans("<>≤≥", "><≥≤"))]
     named, kinds = [*map(is_name, parts)], [*map(kind_of, parts)]
     if {*signs} == {"="} and (named[0] or named[-1] or {*kinds} == {"constant"}):
         if not named[0]:
@@ -523,13 +507,12 @@ def read_relation(parts, signs):
 @functools.lru_cache(4096)
 def parse(text):
     """A clean answer -> its node; ValueError where it has none. Answers of over 600 characters have none."""
-    if len(text) > 600:
-        raise ValueError("too long")
+    small(len(text), 600)
     text = re.sub(r",[ ,]*,", ",", re.sub(r"⟨? ?\b(?:and|or)\b ?⟩?", ",", text))
     text = re.sub(r"(?<![\d.,])(\d+) (\d+) ?/ ?(\d+)", r"\1\\frac{\2}{\3}", text)
     if not re.search(r"[(\[]|\\\{", text):  # thousands; but (1,234) is a point
-        grouped = r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])"
-        text = re.sub(grouped, lambda match: re.sub("[, ]", "", match[0]), text)
+        text = re.sub(r"(?<![\d.,])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])",
+                      lambda match: re.sub("[, ]", "", match[0]), text)
     text = re.sub(r"(\d*)\.(\d*)(?:\\overline ?\{(\d{1,30})\}|\((\d{1,30})\))(?!\d)", repeating_decimal, text)
     text = re.sub(r"(\d*)\.(\d*?)(\d{1,9}?)\3{2,} ?\.\.\.()", repeating_decimal, text)
     return read(text)
@@ -598,23 +581,21 @@ def equal_answers(answer, gold):
     answer, gold = clean(answer), clean(gold)
     if not re.search(r"\w|∅|∞", answer) or not gold:
         return False
-    try:
+    with contextlib.suppress(*ERRORS):
         if len({bool(re.search(r", |;|\b(?:and|or)\b", x)) for x in (answer, gold)}) > 1:
             answer, gold = answer.replace(",", ", "), gold.replace(",", ", ")  # 40,150 beside 40, 150
         rounded = [x.rpartition("≈")[2] for x in (answer, gold) if "≈" in x]
         return answer == gold or same(parse(answer), parse(gold)) and (
             len(rounded) < 2 or same(*map(parse, rounded)))
-    except ERRORS:
-        return len(gold) > 1 and squashed(answer) == squashed(gold)
+    return len(gold) > 1 and squashed(answer) == squashed(gold)
 
 def math_reward(response, gold):
     """1.0 if the final answer of `response` equals the gold answer, LaTeX or plain text, or one of a list."""
-    try:
+    with contextlib.suppress(*ERRORS):
         golds, answer = gold if isinstance(gold, (list, tuple)) else [gold], final_answer(str(response))
         return float(bool(answer) and len(answer) <= 2000 and any(
             equal_answers(answer, last_boxed(gold) or gold) for gold in map(str, golds)))
-    except ERRORS:
-        return 0.0
+    return 0.0
 
 # ------------------------------------------------------ code
 #
@@ -638,8 +619,7 @@ def python(function):
     return [sys.executable, "-I", "-c", f"{program}{name}.{function}()"]
 
 def encode(x, handles):
-    """Plain data -> what JSON has, or [kind, content]. Any other object stays here, in the list `handles`,
-    and its number goes out; where `handles` is None, there is no such way."""
+    """Plain data -> JSON or [kind, parts]; other objects stay in the list `handles`, their numbers go out."""
     if x is None or isinstance(x, (bool, int, float, str)):
         return x
     for name, (kind, apart, _) in KINDS.items():
@@ -728,16 +708,15 @@ def grade():
         signal.setitimer(signal.ITIMER_REAL, 0)
         with contextlib.suppress(ChildProcessError):
             while True:
-                for path in glob.glob("/proc/self/task/*/children"):
-                    for pid in open(path).read().split():
+                for thread in os.listdir("/proc/self/task"):
+                    for pid in open(f"/proc/self/task/{thread}/children").read().split():
                         os.kill(int(pid), signal.SIGKILL)
                 os.waitpid(-1, 0)
     print(verdict, file=sys.__stdout__, flush=True)
 
 def judges_of(nodes, defined):
-    """{name: object} of the builtins, modules and library functions that judge a solution in tests: the real
-    ones, whatever the solution calls so. A module is one wherever it is looked into; a function where another
-    name of the solution is in its arguments: gcd(4, 6) alone is tested, isclose(half(3), 1.5) tests."""
+    """{name: object} of the real builtins, modules and library functions that judge a solution in tests. A
+    module is one where it is looked into, a function where another name of the solution is an argument."""
     looked_into = {node.value.id for node in nodes
                    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     judges = {name: importlib.import_module("numpy" if name == "np" else name)
@@ -803,8 +782,7 @@ def sandbox():
     if not sys.platform.startswith("linux"):
         raise RuntimeError("code can be verified on Linux only: elsewhere its limits do not exist")
     found = shutil.which(UNSHARE[0])
-    works = found and subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
-    return UNSHARE if works else []
+    return UNSHARE if found and not subprocess.run([*UNSHARE, "true"], capture_output=True).returncode else []
 
 def code_block(response):
     """-> language and content of the last fenced block, or empty strings. A fence closes only on a line of
@@ -825,22 +803,19 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
     """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
     `outputs`, one for each of `inputs` (texts, or lists of lines). RuntimeError where there is no Linux."""
     prefix, (language, code) = sandbox(), code_block(str(response))
-    if language not in ("", "py", "python", "python3") or not code.strip() or not (
-            any(map(is_test, tests or [])) or inputs):
-        return 0.0
-    task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
-                                stderr=subprocess.DEVNULL, timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
-        return float(grader.stdout == b"PASS\n")
+    if language[:2] in ("", "py") and code.strip() and (any(map(is_test, tests or [])) or inputs):
+        task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
+                                    stderr=subprocess.DEVNULL, timeout=ALL_CASES + 2 * TIME_LIMIT + 10)
+            return float(grader.stdout == b"PASS\n")
     return 0.0
 
 def is_test(text):
     """Whether a text is Python with an assert or a call in it: something that can fail, no plain answer."""
-    try:
+    with contextlib.suppress(*ERRORS):
         return any(isinstance(node, (ast.Assert, ast.Call)) for node in ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    return False
 
 # --------------------------------------------------- a batch
 
@@ -849,9 +824,8 @@ REWARDS = {"math": math_reward,
            "code": lambda response, answer: code_reward(response, **answer)}
 
 def verify_batch(reward, cases, patience=300):
-    """reward(*case) for each of `cases`, tuples of arguments, the first the response -> the rewards, in
-    order, nan where there is none, and {index: exception} of those. Threads are enough: code runs in
-    processes of its own. TimeoutError when the next does not come for `patience` seconds."""
+    """reward(*case) for each of `cases`, tuples that begin with a response, in threads -> the rewards, nan
+    where there is none, {index: exception} of those. TimeoutError if the next takes `patience` seconds."""
     def judge(case):
         try:
             value = float(reward(*case))
@@ -861,7 +835,7 @@ def verify_batch(reward, cases, patience=300):
         except (Exception, SystemExit) as error:  # a user's function may raise anything: it is reported
             return math.nan, error
 
-    pool, verdicts = ThreadPool(), []
+    pool, verdicts = multiprocessing.pool.ThreadPool(), []
     results = pool.imap(judge, cases)
     try:
         for case in cases:
