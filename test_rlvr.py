@@ -27,7 +27,15 @@ CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }
 SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
 SLIDING = dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
-GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320, initializer_range=0.4)
+GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320, initializer_range=0.4,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+FALCON = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+FAMILIES = {
+    "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
+    "GPT-2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)),
+    "Phi-3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES, pad_token_id=0)),
+    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, initializer_range=0.4)),
+    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3))}
 
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
@@ -72,6 +80,13 @@ def loaded(model, *flags):
 def policy(folders, request):
     return loaded(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16")
 
+@pytest.fixture(params=["qwen", "llama", "gemma", "demo", *FAMILIES])
+def any_policy(folders, request):
+    if request.param not in FAMILIES:
+        return loaded(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16")
+    torch.manual_seed(1)
+    return rlvr.Policy(FAMILIES[request.param]().eval(), None, [0])
+
 def read_lines(file, drop=("seconds", "peak_memory")):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
             for line in Path(file).read_text().splitlines()]
@@ -89,15 +104,16 @@ def go(out, *flags):
     rlvr.main(command(*flags, "--output_dir", out))
     return read_lines(out / "metrics.jsonl")
 
-def message_of(*argv):
-    """The one line with which a command stops."""
-    with pytest.raises(SystemExit) as stop:
-        rlvr.main(command(*argv))
-    return one_line(stop.value)
+def stop_of(function, *args):
+    """The one line with which a call stops, or None."""
+    try:
+        function(*args)
+    except SystemExit as stop:
+        assert isinstance(stop.code, str) and stop.code.startswith("rlvr.py: ") and "\n" not in stop.code
+        return stop.code
 
-def one_line(stop):
-    assert isinstance(stop.code, str) and stop.code.startswith("rlvr.py: ") and "\n" not in stop.code
-    return stop.code
+def message_of(*argv):
+    return stop_of(rlvr.main, command(*argv)) or pytest.fail("it did not stop")
 
 def weights(folder):
     return torch.cat([p.flatten() for p in tf.AutoModelForCausalLM.from_pretrained(folder).parameters()])
@@ -219,9 +235,12 @@ def test_chunked_head_equals_dense_twin(temperature):
     torch.manual_seed(0)
     hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(0, 50, (23,))
     head, mix = torch.nn.Linear(8, 50), torch.randn(2, 23)
-    leaves = hidden, head.weight, head.bias
+    leaves, sizes = (hidden, head.weight, head.bias), []
+    hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
     logp, entropy, push = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)  # 4 a chunk
     fast = torch.autograd.grad(mix[0] @ logp + mix[1] @ entropy, leaves)
+    hook.remove()
+    assert max(sizes) <= 200 and sum(sizes) == 2 * 23 * 50  # each token once forward, once again in backward
     dense = torch.log_softmax(head(hidden) / temperature, -1)
     twin = dense[torch.arange(23), targets], torch.distributions.Categorical(logits=dense).entropy()
     slow = torch.autograd.grad(mix[0] @ twin[0] + mix[1] @ twin[1], leaves)
@@ -233,15 +252,6 @@ def test_chunked_head_equals_dense_twin(temperature):
     logp, entropy = rlvr.log_softmax_entropy(torch.zeros(3, 77, dtype=torch.bfloat16), temperature)
     assert entropy.dtype == logp.dtype == torch.float32 and entropy[0] == pytest.approx(math.log(77))
 
-def test_chunked_head_never_holds_all_logits():
-    """Counted where they are made: the largest output of the head."""
-    head, sizes = torch.nn.Linear(4, 1000), []
-    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
-    hidden = torch.randn(64, 4, requires_grad=True)
-    logp, _, _ = rlvr.logp_entropy(hidden, head, torch.zeros(64, dtype=torch.long), 1.0, max_logits=8000)
-    logp.sum().backward()
-    assert max(sizes) <= 8000 and sum(sizes) == 2 * 64 * 1000  # each token once forward, once in backward
-
 def slow_score(model, prompts, responses, temperature):
     """Each row alone through the whole model, without padding, cache or chunks -> [(logp, entropy)]."""
     for p, r in zip(prompts, responses):
@@ -250,8 +260,9 @@ def slow_score(model, prompts, responses, temperature):
         yield dense[torch.arange(len(r)), torch.tensor(r)], -(dense.exp() * dense).sum(-1)
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_score_equals_one_row_at_a_time(policy, checkpointing):
+def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
     """With gradient checkpointing too, which drops a cache: then these would be off by nats."""
+    policy = any_policy
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.train()
@@ -299,8 +310,8 @@ def slow_sample(policy, prompt, uniforms, temperature):
             break
     return map(list, zip(*out))
 
-def assert_sampler_equals_slow_twin(policy):
-    policy = replace(policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
+def test_sampler_equals_slow_twin(any_policy):
+    policy = replace(any_policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
     uniforms = seeded(12, 16, 3)
     with torch.no_grad():
         tokens, lengths, finished, logp, entropy = rlvr.sample(policy, PROMPTS, uniforms, 0.9)
@@ -311,28 +322,6 @@ def assert_sampler_equals_slow_twin(policy):
             assert logp[row, :n].tolist() == pytest.approx(logps, abs=1e-4)
             assert entropy[row, :n].tolist() == pytest.approx(entropies, abs=1e-4)
     assert len(set(lengths.tolist())) > 2 and not tokens[:, 15][lengths < 16].any()
-
-def test_sampler_equals_slow_twin(policy):
-    assert_sampler_equals_slow_twin(policy)
-
-FALCON = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-FAMILIES = {
-    "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
-    "GPT-2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)),
-    "Phi-3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES, pad_token_id=0)),
-    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, initializer_range=0.4)),
-    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3))}
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families_sample_and_score_as_their_slow_twins(family):
-    torch.manual_seed(1)
-    model = FAMILIES[family]().eval()
-    model.set_attn_implementation("eager")
-    policy = rlvr.Policy(model, None, [0])
-    assert_sampler_equals_slow_twin(policy)
-    with torch.no_grad():
-        for row, (slow, _) in zip(rlvr.score(policy, *ROWS, 1.0)[0], slow_score(model, *ROWS, 1.0)):
-            assert torch.allclose(row[:len(slow)], slow, atol=1e-4)
 
 class Tape(TorchDispatchMode):
     """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat it
@@ -449,17 +438,12 @@ def test_ngram_diversity():
         assert rlvr.ngram_diversity(responses) == pytest.approx(expected)
 
 def test_calibration():
-    """The twin goes bin by bin, in numbers that are exact in binary."""
-    rand = random.Random(0)
-    confidence = [rand.randrange(65) / 64 for _ in range(300)]
-    correct = [float(rand.random() < x**2) for x in confidence]
-    error = 0.0
-    for low in range(10):
-        own = [i for i, x in enumerate(confidence) if low <= min(x * 10, 9.5) < low + 1]
-        error += abs(sum(correct[i] for i in own) - sum(confidence[i] for i in own)) / 300
-    ece, over = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct))
-    assert ece == pytest.approx(error, abs=1e-5)
-    assert over == pytest.approx(sum(confidence) / 300 - sum(correct) / 300)
+    """Three of the ten bins have responses."""
+    confidence, correct = [0.0625, 0.0, 0.5, 0.5625, 0.9375, 1.0, 0.96875, 1.0], [0, 1, 0, 1, 1, 1, 1, 0]
+    ece, over = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct).float())
+    gaps = [abs(sum(correct[bin]) - sum(confidence[bin])) for bin in (slice(0, 2), slice(2, 4), slice(4, 8))]
+    assert ece == pytest.approx(sum(gaps) / 8, abs=1e-5)
+    assert over == pytest.approx((sum(confidence) - sum(correct)) / 8)
     assert rlvr.calibration(torch.ones(4), torch.ones(4)) == (0.0, 0.0)
 
 def test_evaluate_counts(policy, monkeypatch):
@@ -485,11 +469,7 @@ def judged(texts, reward, finished=None):
     return rlvr.judge(SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
                                       texts=texts, finished=finished or [True] * len(texts)), reward)
 
-def test_a_cut_off_response_gets_no_reward_and_never_the_best():
-    for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
-        assert rlvr.rewards_of(judged(["\\boxed{4}"] * 2, reward, [True, False]))[0].tolist() == expected
-
-def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
+def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(monkeypatch):
     def reward(text, problem):
         return {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
 
@@ -505,6 +485,9 @@ def test_what_cannot_be_judged_is_left_out_with_its_group(monkeypatch):
     monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
     with pytest.raises(SystemExit, match="the reward function hangs"):
         judged(texts, lambda text, problem: time.sleep(1))
+    for lowest, expected in ((0, [1, 0]), (-3, [-3, -3])):  # a cut-off response never gets the best
+        rewards = judged(["a", "b"], lambda text, problem: lowest or 1, [True, False])
+        assert rlvr.rewards_of(rewards)[0].tolist() == expected
 
 def test_a_reward_gets_what_it_names(tmp_path):
     (tmp_path / "neighbour.py").write_text("bonus = 2")
@@ -756,22 +739,13 @@ def test_bad_data_and_rewards(folders, tmp_path):
         assert all(word in message for word in words.split(", ")), flags
     assert "2nd epoch" in message_of(demo, "--preset pos_adv_epoch --steps 2")
 
-def is_refused(folder, function, *args):
-    """Whether a call stops with one line, which names the folder or file."""
-    try:
-        function(*args)
-    except SystemExit as stop:
-        assert str(folder) in one_line(stop)
-        return True
-    return False
-
 def test_fuzzed_command_lines_end_in_one_line():
     """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
     rand = random.Random(0)
     flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
     values = ["", *"1 -1 0 nan inf 1e999 x true None [] ../.. é --lr 0.5".split()]
     lines = [[rand.choice((flags, values)[i % 2]) for i in range(rand.choice((2, 4, 6)))] for _ in range(200)]
-    assert 100 < sum(is_refused("", rlvr.parse_config, argv) for argv in lines) < 200
+    assert 100 < sum(bool(stop_of(rlvr.parse_config, argv)) for argv in lines) < 200
 
 def test_malformed_data_files_end_in_one_line(folders, tmp_path):
     """Good rows with damage: problems come out, or one line that names the file."""
@@ -787,7 +761,8 @@ def test_malformed_data_files_end_in_one_line(folders, tmp_path):
             data = data[:rand.randrange(len(data))] + rand.randbytes(rand.randint(0, 9))
         file.write_bytes(data)
         c = config(folders / "qwen", "--eval_prompts 0 --dataset", file)
-        refused += is_refused(file, rlvr.load_problems, c, policy)
+        if message := stop_of(rlvr.load_problems, c, policy):
+            refused += str(file) in message or pytest.fail(message)
     assert 10 < refused < 80
 
 # ------------------------------------------------------------------------------------------------ verify.py
@@ -877,9 +852,13 @@ EXTRACTED = r"""
 0 | The answer is between 41 and 43.  ¦  0 | \boxed{\text{answer}}
 """
 
-def test_one_final_answer_is_extracted():
+def test_one_final_answer_is_extracted_and_what_is_judged_can_be_shown():
     for verdict, response in cases(EXTRACTED):
         assert verify.math_reward(response.replace("↵", "\n"), "42") == float(verdict), response
+    for kind, response, shown in (
+            ("math", "so \\boxed{4} it is", "4"), ("math", "so 4", None), ("countdown", "1+2=3", "1+2=3"),
+            ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "So:\n```\nx = 1\n```\n", "x = 1")):
+        assert verify.EXTRACT[kind](response) == shown
 
 def test_golds_that_are_lists_empty_or_odd():
     for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
@@ -1051,6 +1030,9 @@ def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monk
                                       [(code, tests) for tests, code in pairs])
     assert verdicts == [verdict] * len(pairs)
     assert not left_over() and not list(tmp_path.iterdir())
+    if verify.sandbox():  # then there is no network
+        code = "import socket\nf = lambda: [name for _, name in socket.if_nameindex()]"
+        assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
 
 SUMS = programs("""
 1 | a, b = map(int, input().split())↵print(a + b)  ¦  0 | print(3)  ¦  0 | print('x' * 10**8)
@@ -1096,13 +1078,6 @@ def test_the_last_fenced_block_is_the_code_and_tests_can_fail():
     for tests in ([], ["10"], ["x = 3", "'assert'"], ["def ("]):  # accepted answers are no tests
         assert verify.code_reward(block, tests=tests) == 0.0
 
-@linux
-def test_a_solution_has_no_network_in_its_namespace():
-    if not verify.sandbox():
-        pytest.skip("unshare does not work here")
-    code = "import socket\ndef f():\n    return [name for _, name in socket.if_nameindex()]"
-    assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
-
 def test_a_batch_keeps_its_order_and_reports_rewards_that_raise_hang_or_are_no_number():
     def reward(response):
         time.sleep({"a": 0.1, "hang": 3}.get(response, 0))
@@ -1116,12 +1091,6 @@ def test_a_batch_keeps_its_order_and_reports_rewards_that_raise_hang_or_are_no_n
         1: ZeroDivisionError, 2: SystemExit, 4: ValueError, 5: ValueError}
     with pytest.raises(TimeoutError, match="'hang'"):
         verify.verify_batch(reward, [("a",), ("hang",), ("b",)], patience=0.3)
-
-def test_what_is_judged_can_be_shown():
-    for kind, response, shown in (
-            ("math", "so \\boxed{4} it is", "4"), ("math", "so 4", None), ("countdown", "1+2=3", "1+2=3"),
-            ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "So:\n```\nx = 1\n```\n", "x = 1")):
-        assert verify.EXTRACT[kind](response) == shown
 
 def test_math_is_safe_in_threads():
     answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in cases(RIGHT) + cases(WRONG)] * 5
@@ -1478,8 +1447,8 @@ def test_broken_folders_end_in_one_line(short, folders, tmp_path):
         file.unlink()
         if damage != "gone":
             file.write_bytes(DAMAGE.get(damage, data[:rand.randrange(len(data) or 1)]))
-        refused += is_refused(copy, rlvr.main, ["--resume", str(copy)]) if number % 2 else is_refused(
-            copy, loaded, copy)
+        if message := stop_of(*((rlvr.main, ["--resume", str(copy)]) if number % 2 else (loaded, copy))):
+            refused += str(copy) in message or pytest.fail(message)
     assert 10 < refused < 40
     checkpoint = run / "checkpoint-000004" / "trainer.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:999])
@@ -1487,7 +1456,7 @@ def test_broken_folders_end_in_one_line(short, folders, tmp_path):
 
 def test_dropout_is_off(folders, tmp_path):
     """A GPT-2 with much of it, in the training mode that gradient checkpointing needs: the ratio is 1."""
-    model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5))
+    model = tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2 | dict(resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)))
     rlvr.Policy(model, bpe_tokenizer(True), [0]).save(tmp_path / "gpt2")
     log = go(tmp_path / "run", f"--model {tmp_path}/gpt2 --reward {folders}/own.py:odd --num_prompts 9",
              "--steps 2 --gradient_checkpointing --max_prompt_tokens 200 --max_new_tokens 9 --eval_prompts 0")
