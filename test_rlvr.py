@@ -554,44 +554,33 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
         assert problem.answer == expected.pop(question) and problem.kind == "math"
         assert problem.prompt.endswith("\nAnswer:") and "\\boxed" in problem.prompt
 
-def problems_of(model, file, rows, *flags):
-    c = config(model, "--dataset", write_lines(file, rows), *flags)
-    return sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
+IO = {"inputs": ["2\n"], "outputs": ["4\n"]}
+TESTS = ["assert add(1) == 2", "assert add(0)"]
 
-def test_answers_of_all_kinds(folders, tmp_path):
-    """DAPO-Math-17k: messages and a nested answer, many times the same row; MBPP: asserts; TinyZero: numbers
-    and a target; a list of accepted answers; APPS: programs or functions."""
-    def problems(row, count=6):
-        rows = [row(i) for i in range(count)]
-        return problems_of(folders / "qwen", tmp_path / "rows.jsonl", rows, "--max_prompt_tokens 200")
+@pytest.mark.parametrize("cell, kind, answer", [  # as in DAPO-Math-17k, TinyZero, MBPP, APPS
+    ({"ground_truth": "5", "style": "rule"}, "math", "5"), (["10", "ten"], "math", ["10", "ten"]),
+    ({"ground_truth": {"target": 3, "numbers": [1, 2]}}, "countdown", {"target": 3, "numbers": [1, 2]}),
+    (TESTS, "code", {"tests": TESTS}), (json.dumps(IO), "code", IO), (7, "math", "7"),
+    (json.dumps({"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}), "code",
+     {"tests": ["assert add(*[1, 2]) == 3"]})])
+def test_answers_of_all_kinds(cell, kind, answer):
+    assert rlvr.read_answer(cell) == (kind, answer)
 
-    dapo = problems(lambda i: {"prompt": [{"role": "user", "content": f"Solve {i % 6}"}],
-                               "reward_model": {"ground_truth": str(i % 6), "style": "rule"}}, 30)
-    assert sorted(p.answer for p in dapo) == list("012345")
-    assert dapo[0].prompt == f"<|im_start|>user\nSolve {dapo[0].answer}<|im_end|>\n<|im_start|>assistant\n"
-    mbpp = problems(lambda i: {"text": f"Add {i}.", "test_imports": ["import re"],
-                               "test_list": [f"assert add(1) == {i + 1}", "assert add(0)"]})
-    assert mbpp[0].kind == "code" and mbpp[0].answer["tests"][0] == "import re"
-    assert "assert add(0)" in mbpp[0].prompt and "assert add(1)" not in mbpp[0].prompt
-    zero = problems(lambda i: {"prompt": f"Make {i}.",
-                               "reward_model": {"ground_truth": {"target": i, "numbers": [1, i]}}})
-    assert zero[0].kind == "countdown" and set(zero[0].answer) == {"numbers", "target"}
-    any_of = problems(lambda i: {"question": f"{i}?", "answer": ["10", "ten"]})
-    assert any_of[0].kind == "math" and verify.math_reward("\\boxed{ten}", any_of[0].answer) == 1.0
-    io = {"inputs": ["2\n"], "outputs": ["4\n"]}, {"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}
-    apps = problems(lambda i: {"question": "ab"[i], "input_output": json.dumps(io[i])}, 2)
-    assert sorted(apps, key=lambda p: p.row["question"])[1].answer == {"tests": ["assert add(*[1, 2]) == 3"]}
-    assert io[0] in [p.answer for p in apps]
+def test_questions_of_all_kinds(folders):
+    """Text gets an instruction; chat messages stay, without a last turn that gives the answer away."""
+    policy, c = loaded(folders / "qwen"), config(folders / "qwen", "--max_prompt_tokens 200")
 
-def test_chat_data_that_gives_the_answer_away_or_comes_in_parts(folders, tmp_path):
+    def made(question, answer="1", **more):
+        return rlvr.make_problem({"q": question, "a": answer, **more}, ("q", "a"), policy, c)
+
+    problem = made("Add.", TESTS, test_imports=["import re"])
+    assert problem.answer == {"tests": ["import re", *TESTS]}
+    assert TESTS[1] in problem.prompt and TESTS[0] not in problem.prompt  # one test shows the form of all
     parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
     turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "It is 2."}]
     with pytest.warns(UserWarning, match="give the answer away"):
-        problems = problems_of(folders / "qwen", tmp_path / "chat.jsonl", [
-            *[{"prompt": turns, "answer": "2"}] * 2,
-            {"prompt": [{"role": "user", "content": "3?"}], "answer": "3"}])
-    assert {p.prompt for p in problems} == {
-        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n" for question in ("1+1?", "3?")}
+        assert made(turns).prompt == made(turns[:1]).prompt
+    assert made(turns[:1]).prompt == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 
 def test_chat_templates(folders, tmp_path):
     """Several of them are saved whole; a turn may end with no eos; a template may refuse."""
@@ -610,7 +599,7 @@ def test_chat_templates(folders, tmp_path):
     with pytest.raises(SystemExit, match="no system role"):
         rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, config(folders / "qwen"))
 
-def test_flags_for_chat_models(folders, tmp_path):
+def test_flags_for_chat_models(folders):
     c = config(folders / "qwen", "--device cpu --system_prompt Short. --stop_tokens ! 7",
                '--chat_template_kwargs {"suffix":"<think>"}')
     policy = rlvr.load_policy(c)
@@ -622,17 +611,14 @@ def test_flags_for_chat_models(folders, tmp_path):
     with pytest.raises(ValueError, match="no question"):  # which a system prompt is not
         rlvr.make_problem({"q": [{"role": "user", "content": ""}], "a": "1"}, ("q", "a"), policy, c)
 
-def test_csv_cells_stay_as_they_are_written(folders, tmp_path):
-    (tmp_path / "data.csv").write_text("question,answer\na?,007\nb?,5\nc?,\n")
-    c = config(folders / "llama", "--dataset", tmp_path / "data.csv")
-    assert sorted(p.answer for p in sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])) == ["007", "5"]
-
-def test_bad_rows_and_long_prompts_are_counted(folders, tmp_path, capsys):
-    rows = [{"q": "short", "a": "1"}, {"q": "short", "a": "1"}, {"q": "word " * 200, "a": "2"},
-            {"q": "no answer", "a": None}, {"q": "", "a": "3"}, {"q": "other", "a": "4"}]
-    problems = problems_of(folders / "llama", tmp_path / "rows.jsonl", rows,
-                           "--prompt_column q --answer_column a --max_prompt_tokens 200")
-    assert sorted(p.answer for p in problems) == ["1", "4"]
+def test_rows_that_cannot_be_used_are_counted(folders, tmp_path, capsys):
+    """And csv cells stay as they are written: 007 is no 7."""
+    rows = "short,007\nshort,007\nno answer,\n,3\nother,4\n" + "word " * 200 + ",2\n"
+    (tmp_path / "data.csv").write_text("q,a\n" + rows)
+    c = config(folders / "llama", "--prompt_column q --answer_column a --max_prompt_tokens 200 --dataset",
+               tmp_path / "data.csv")
+    problems = sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
+    assert sorted(p.answer for p in problems) == ["007", "4"]
     shown = capsys.readouterr().out
     for words in ("3 rows", "a prompt longer than --max_prompt_tokens 200", "no answer", "no question"):
         assert words in shown
