@@ -1012,11 +1012,11 @@ def load_policy(c, checkpoint_folder=None):
         stop_ids |= {token} if token is not None else fail(f"--stop_tokens {name}: no token of {source}")
     if not stop_ids:
         fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
-    context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings()
+    context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings().weight
     if c.max_prompt_tokens + c.max_new_tokens > (context or math.inf):
         fail(f"--max_prompt_tokens, --max_new_tokens: more than the {context} tokens of context of {source}")
-    if len(tokenizer) > (known := len(known.weight)):
-        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known}")
+    if len(tokenizer) > len(known):
+        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {len(known)}")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
