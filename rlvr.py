@@ -1012,11 +1012,12 @@ def load_policy(c, checkpoint_folder=None):
         stop_ids |= {token} if token is not None else fail(f"--stop_tokens {name}: no token of {source}")
     if not stop_ids:
         fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
-    context, known = getattr(model.config, "max_position_embeddings", None), model.get_input_embeddings().weight
+    known = len(model.get_input_embeddings().weight)
+    context = getattr(model.config, "max_position_embeddings", None)
     if c.max_prompt_tokens + c.max_new_tokens > (context or math.inf):
         fail(f"--max_prompt_tokens, --max_new_tokens: more than the {context} tokens of context of {source}")
-    if len(tokenizer) > len(known):
-        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {len(known)}")
+    if len(tokenizer) > known:
+        fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known}")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -1184,8 +1185,7 @@ def peak_memory():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform != "win32":
         import resource
-        unit = 2**30 if sys.platform == "darwin" else 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
 
 def stop_on_signals():
     """-> a list that Ctrl-C or SIGTERM fills (torchrun: first one, then the other); twice stops at once."""
