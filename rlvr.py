@@ -1012,11 +1012,10 @@ def load_policy(c, checkpoint_folder=None):
         stop_ids |= {token} if token is not None else fail(f"--stop_tokens {name}: no token of {source}")
     if not stop_ids:
         fail(f"--model {source}: no eos token, so no response could end; set eos_token of its tokenizer")
-    known = len(model.get_input_embeddings().weight)
     context = getattr(model.config, "max_position_embeddings", None)
     if c.max_prompt_tokens + c.max_new_tokens > (context or math.inf):
         fail(f"--max_prompt_tokens, --max_new_tokens: more than the {context} tokens of context of {source}")
-    if len(tokenizer) > known:
+    if len(tokenizer) > (known := len(model.get_input_embeddings().weight)):
         fail(f"--model {source}: its tokenizer has {len(tokenizer)} tokens, its embedding only {known}")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -1185,7 +1184,8 @@ def peak_memory():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform != "win32":
         import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**(30 if sys.platform == "darwin" else 20)
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used / 2**(30 if sys.platform == "darwin" else 20)
 
 def stop_on_signals():
     """-> a list that Ctrl-C or SIGTERM fills (torchrun: first one, then the other); twice stops at once."""
