@@ -279,14 +279,6 @@ def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
         padded = torch.nn.utils.rnn.pad_sequence(slow, batch_first=True)
         assert torch.allclose(fast, padded, atol=1e-4)  # and nothing outside the responses
 
-def test_scoring_reads_each_prompt_once(policy):
-    tokens = []
-    hook = policy.model.base_model.register_forward_hook(
-        lambda module, args, out: tokens.append(tuple(out.last_hidden_state.shape[:2])))
-    prompts, responses = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
-    shape = rlvr.score(policy, prompts, responses, 1.0)[0].shape
-    hook.remove()
-    assert shape == (5, 30) and tokens == [(2, 5), (5, 29)]  # prompts; responses but their ends
 
 # -------------------------------------------------------------------------------------------------- sampler
 
@@ -364,13 +356,17 @@ def test_graphs_decode_token_for_token(policy, monkeypatch):
     assert len(Tape.replays) > 10
 
 def test_cost_follows_the_tokens_produced(policy):
-    """Rows that the model is given: at most twice the tokens produced, and one prefill per prompt."""
-    policy, rows = replace(policy, stop_ids=list(range(0, 320, 5))), []
+    """Scoring reads each prompt once, and responses but their last tokens. Sampling gives the model at most
+    twice the rows that get a token."""
+    shapes = []
     hook = policy.model.base_model.register_forward_hook(
-        lambda module, args, out: rows.append(len(out.last_hidden_state)))
-    lengths = rlvr.sample(policy, PROMPTS, seeded(300, 16, 4), 1.0)[1]
+        lambda module, args, out: shapes.append(tuple(out.last_hidden_state.shape[:2])))
+    prompts, responses = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
+    assert rlvr.score(policy, prompts, responses, 1.0)[0].shape == (5, 30) and shapes == [(2, 5), (5, 29)]
+    short = replace(policy, stop_ids=list(range(0, 320, 5)))
+    lengths = rlvr.sample(short, PROMPTS, seeded(300, 16, 4), 1.0)[1]
     hook.remove()
-    assert rows[0] == 3 and sum(rows[1:]) <= 2 * int(lengths.sum())
+    assert shapes[2] == (3, 6) and sum(rows for rows, _ in shapes[3:]) <= 2 * int(lengths.sum())
 
 def test_rollout_agrees_with_score_and_chunks(policy):
     c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9, micro_batch_tokens=20)
@@ -405,18 +401,17 @@ def test_pass_at_k_equals_brute_force():
         assert rlvr.pass_at_k(6, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 def test_schedules():
-    def weight(schedule, *args, **epochs):
-        return rlvr.next_pos_weight(SimpleNamespace(pos_schedule=schedule, steps=11, pos_weight=0.3,
-                                                    target_entropy=0.2, pos_delta=0.05), *args, **epochs)
+    c = SimpleNamespace(steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
 
-    assert [weight("constant", s, 0.9, 0.1) for s in range(3)] == [0.3] * 3
-    assert [weight("stage", s) for s in (0, 5, 6, 8, 10)] == pytest.approx([0, 0, 0.2, 0.6, 1])
-    assert [weight("epoch", 0, epoch=e, epochs=5) for e in range(1, 6)] == [0, 0.25, 0.5, 0.75, 1]
-    lam, path = weight("entropy", 0), []
-    for step, h in enumerate([0.3, 0.3, 0.1, 0.1, 0.1, 0.2]):
-        path.append(lam := weight("entropy", step + 1, lam, h))
-    assert path == pytest.approx([0.35, 0.4, 0.35, 0.3, 0.25, 0.3])
-    assert weight("entropy", 1, 0.98, 0.3) == 1.0 and weight("entropy", 1, 0.02, 0.1) == 0.0
+    def weights_of(schedule, calls):
+        c.pos_schedule = schedule
+        return [round(rlvr.next_pos_weight(c, *args, **kwargs), 6) for args, kwargs in calls]
+
+    assert weights_of("constant", [((s, 0.9, 0.1), {}) for s in range(3)]) == [0.3] * 3
+    assert weights_of("stage", [((s,), {}) for s in (0, 5, 6, 8, 10)]) == [0, 0, 0.2, 0.6, 1]
+    assert weights_of("epoch", [((0,), dict(epoch=e, epochs=5)) for e in range(1, 6)]) == [0, 0.25, 0.5, 0.75, 1]
+    moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
+    assert weights_of("entropy", [(move, {}) for move in moves]) == [0.3, 0.35, 0.35, 0.45, 1, 0]
 
 def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
     c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
@@ -521,12 +516,6 @@ def test_a_saved_demo_policy_is_the_demo_again(folders):
     assert len(tokenizer.encode(text)) == len(text)
     assert tokenizer.decode(tokenizer.encode(text + tokenizer.eos_token), skip_special_tokens=True) == text
 
-def test_countdown_in_words_for_a_real_model(folders):
-    c = config(folders / "qwen", "--num_prompts 40 --eval_prompts 5 --max_prompt_tokens 200")
-    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
-    assert "<answer>" in train[0].prompt and str(train[0].answer["target"]) in train[0].prompt
-    assert train[0].prompt.endswith("<|im_start|>assistant\n") and train[0].kind == "countdown"
-
 SHAPES = {  # a row, what its answer is read as
     "gsm8k": {"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"},
     "math": {"problem": "What is 40 + {i}?", "solution": "\\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"},
@@ -573,6 +562,10 @@ def test_questions_of_all_kinds(folders):
     def made(question, answer="1", **more):
         return rlvr.make_problem({"q": question, "a": answer, **more}, ("q", "a"), policy, c)
 
+    row = next(rlvr.countdown_rows(1))
+    problem = made(*row.values())
+    assert "<answer>" in problem.prompt and problem.prompt.startswith(f"<|im_start|>user\n{row['question']}")
+    assert problem.prompt.endswith("<|im_start|>assistant\n") and problem.kind == "countdown"
     problem = made("Add.", TESTS, test_imports=["import re"])
     assert problem.answer == {"tests": ["import re", *TESTS]}
     assert TESTS[1] in problem.prompt and TESTS[0] not in problem.prompt  # one test shows the form of all
@@ -637,20 +630,14 @@ def test_folder_with_several_subsets_takes_main(folders, tmp_path):
 # ---------------------------------------------------------------------------------------- presets, bad input
 
 def test_presets_and_precedence():
-    def parsed(*flags):
-        return rlvr.parse_config(command(*flags))
-
-    c = parsed()
-    assert (c.preset, c.pos_schedule, c.pos_weight) == ("pos_adv_entropy", "entropy", 0.0)
-    assert parsed("--preset grpo").pos_weight == 1.0
-    assert parsed("--preset adv_nonpos --pos_weight 0.5").pos_weight == 0.5  # explicit wins
-    assert parsed("--preset clip_higher").eps_high > c.eps_high
-    real = parsed("--model Qwen/Qwen2.5-0.5B-Instruct")
-    assert (real.eps_low, real.lr, real.target_entropy) == (0.2, 1e-6, 0.2)
-    assert real.output_dir == "runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"
-    for name in rlvr.PRESETS:
-        parsed("--preset", name)
-    assert math.isinf(parsed("--eps_high inf").eps_high)
+    for flags, expected in (
+            ("", dict(preset="pos_adv_entropy", pos_schedule="entropy", pos_weight=0.0)),
+            ("--preset grpo", dict(pos_weight=1.0)), ("--preset clip_higher", dict(eps_high=0.07)),
+            ("--preset adv_nonpos --pos_weight 0.5", dict(pos_weight=0.5)),  # explicit wins
+            ("--eps_high inf", dict(eps_high=math.inf)), *((f"--preset {name}", {}) for name in rlvr.PRESETS),
+            ("--model Qwen/Qwen2.5-0.5B-Instruct", dict(
+                eps_low=0.2, lr=1e-6, output_dir="runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"))):
+        assert vars(rlvr.parse_config(command(flags))).items() >= expected.items()
 
 BAD_FLAGS = """
 --learning_rate 1 | --learning_rate, --help  ¦  --preset ppo | ppo, pos_adv_entropy
@@ -674,7 +661,7 @@ def edit(file, change):
 def test_bad_models(folders, tmp_path):
     """Each stops with one line, and no code that comes with a model is run."""
     from safetensors.torch import load_file, save_file
-    policy, model = loaded(folders / "llama"), tmp_path / "model"
+    policy = loaded(folders / "llama")
     policy.tokenizer.eos_token = policy.tokenizer.pad_token = None
     policy.model.generation_config.eos_token_id = policy.model.config.eos_token_id = None
     policy.save(tmp_path / "no_eos")
@@ -1311,17 +1298,15 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path):
     assert size < 253 and "no usable prompt" in message_of(flags, size - 1, "--output_dir", tmp_path / "none")
 
 def test_warnings_that_teach():
-    c = rlvr.parse_config([])
     fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rlvr.warn_if_useless(c, fine, 0.3)
-        rlvr.warn_if_useless(c, fine | dict(step=1, clip_pos=0, clip_neg=0), 0.3)  # the warm-up moves little
-    for change, words in ((dict(zero_adv=0.8), "--group_size"), (dict(entropy=0.02), "collapsed"),
-                          (dict(entropy=0.7), "--lr"), (dict(clip_pos=0, clip_neg=0), "--reuse"),
-                          (dict(truncated=0.3), "--max_new_tokens")):
-        with pytest.warns(UserWarning, match=words):
-            rlvr.warn_if_useless(c, fine | change, 0.3)
+    unclipped = dict(clip_pos=0, clip_neg=0)
+    for change, *words in (({},), (unclipped | dict(step=1),), (unclipped, "--reuse"),  # the warm-up moves little
+                           (dict(zero_adv=0.8), "--group_size"), (dict(entropy=0.7), "--lr"),
+                           (dict(entropy=0.02), "collapsed"), (dict(truncated=0.3), "--max_new_tokens")):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rlvr.warn_if_useless(rlvr.parse_config([]), fine | change, 0.3)
+        assert len(caught) == len(words) and all(word in str(w.message) for word, w in zip(words, caught))
 
 def test_show_prints_rollouts(run, tmp_path, capsys):
     rlvr.main(["--show", str(run.out)])
