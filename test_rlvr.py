@@ -409,7 +409,7 @@ def test_schedules():
 
     assert weights_of("constant", [((s, 0.9, 0.1), {}) for s in range(3)]) == [0.3] * 3
     assert weights_of("stage", [((s,), {}) for s in (0, 5, 6, 8, 10)]) == [0, 0, 0.2, 0.6, 1]
-    assert weights_of("epoch", [((0,), dict(epoch=e, epochs=5)) for e in range(1, 6)]) == [0, 0.25, 0.5, 0.75, 1]
+    assert weights_of("epoch", [((0,), dict(epoch=e, epochs=5)) for e in range(1, 5)]) == [0, 0.25, 0.5, 0.75]
     moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
     assert weights_of("entropy", [(move, {}) for move in moves]) == [0.3, 0.35, 0.35, 0.45, 1, 0]
 
@@ -1300,7 +1300,7 @@ def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path):
 def test_warnings_that_teach():
     fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0)
     unclipped = dict(clip_pos=0, clip_neg=0)
-    for change, *words in (({},), (unclipped | dict(step=1),), (unclipped, "--reuse"),  # the warm-up moves little
+    for change, *words in (({},), (unclipped | dict(step=1),), (unclipped, "--reuse"),  # warm-up moves little
                            (dict(zero_adv=0.8), "--group_size"), (dict(entropy=0.7), "--lr"),
                            (dict(entropy=0.02), "collapsed"), (dict(truncated=0.3), "--max_new_tokens")):
         with warnings.catch_warnings(record=True) as caught:
