@@ -682,7 +682,8 @@ def parse_config(argv):
     idle |= {"pos_weight"} if c.pos_schedule in ("stage", "epoch") else set()
     if idle := sorted(idle & {a[2:].split("=")[0].replace("-", "_") for a in argv}):
         fail(f"--{idle[0]}: does nothing with --dataset {c.dataset} --pos_schedule {c.pos_schedule}")
-    c.output_dir = c.resume or c.output_dir or f"runs/{name_of(asdict(c), short=True)[:200]}-seed{c.seed}"
+    name = "-".join(name_of(asdict(c), short=True))[:200]
+    c.output_dir = c.resume or c.output_dir or f"runs/{name}-seed{c.seed}"
     return c
 
 def defaults(preset, model):
@@ -691,11 +692,11 @@ def defaults(preset, model):
     return asdict(Config()) | (demo if is_demo(model) else PRESETS[preset])
 
 def name_of(config, short=False):
-    """A run's preset and the knobs that differ from it, seeds and places apart: names its folder, its row."""
+    """A run's preset and the knobs that differ from it, seeds and places apart: name its folder, its row."""
     usual, apart = defaults(config["preset"], config["model"]), {"preset", "output_dir", "seed", *STARTING}
     changed = [f"{name}={Path(str(value)).name if short else value}" for name, value in config.items()
                if name in usual and name not in apart and str(value) != str(usual[name])]
-    return "-".join([config["preset"], *changed])
+    return [config["preset"], *changed]
 
 # ---------------------------------- 10. problems
 
@@ -1137,9 +1138,7 @@ class Run:
             try:
                 fcntl.flock(Run.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                locks = open("/proc/locks") if Path("/proc/locks").exists() else ()
-                owner = [line.split()[4] for line in locks if f":{self.out.stat().st_ino} " in line]
-                fail(f"--output_dir {self.out}: process {' '.join(owner[:1])} writes there; name another")
+                fail(f"--output_dir {self.out}: another run writes there; name another folder")
 
     def log(self, *records):
         """Append a list of records to each log; the file is closed, and so flushed, at once."""
@@ -1230,7 +1229,7 @@ def read_run(folder):
                   "r_dH": (log.dH_pos + log.dH_neg).corr(log.dH)}
         if config["pos_schedule"] == "entropy" or config["bonus_delta"]:
             after["off target"] = (end.entropy - config["target_entropy"]).abs().mean()
-    return run | after, run | {"run": "before training"} | before, log.assign(**run)
+    return run | after, run | {"run": "before training"} | before, log
 
 def cell(values, reference):
     """Values by seed, of a run and of grpo -> "mean ± deviation (paired change in % ± 95 %, Student)"."""
@@ -1241,8 +1240,7 @@ def cell(values, reference):
     return text.replace(" ± nan", "").replace("nan", "")
 
 def report(patterns):
-    """Print a Markdown table of finished runs, highest entropy first: cells as in cell(); at last Spearman's
-    correlation of entropy with each metric over all runs."""
+    """Print a Markdown table of finished runs, highest entropy first; Spearman's correlation with it at last."""
     import pandas as pd
     runs = []
     for folder in sum((sorted(glob.glob(pattern)) for pattern in patterns), []):
@@ -1252,6 +1250,9 @@ def report(patterns):
             print(f"left out {folder}, no finished run with an evaluation: {error!r}", file=sys.stderr)
     if not runs:
         fail(f"--report {' '.join(patterns)}: no finished run with an evaluation there")
+    shared = set.intersection(*({*after["run"][1:]} for after, _, _ in runs))  # tells no run from another
+    for after, _, log in runs:
+        after["run"] = log["run"] = "-".join(part for part in after["run"] if part not in shared)
     table = pd.DataFrame([row for after, before, _ in runs for row in (before, after)])
     table = table.drop_duplicates(["run", "seed"]).set_index(["run", "seed"]).sort_index()
     passes = [name for name in table if name.startswith("pass@")]  # pass@8 and the last one say enough
@@ -1280,9 +1281,8 @@ def draw(logs, file):
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
     for ax, name in zip(axes.flat, ("entropy", "reward", "lambda", "solved")):
         curves = logs.pivot_table(name, "step", "run", sort=False)
-        if name != "lambda":  # one batch is noise: mean of nine steps
-            curves = curves.rolling(9, 1, center=True).mean()
-        curves.plot(ax=ax, title=name, colormap="tab20", legend=False)
+        smooth = 1 if name == "lambda" else 9  # one batch is noise: mean of nine steps
+        curves.rolling(smooth, 1, center=True).mean().plot(ax=ax, title=name, colormap="tab20", legend=False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     figure.savefig(file, dpi=100)
 

@@ -939,6 +939,7 @@ assert abs(max([1, 2]) - 2) < 1 | def max(x):↵→return 9↵def abs(x):↵→r
 assert math.isclose(f(), 1) | class math:↵→isclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert np.allclose(f(), 1) | class np:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert isclose(f(), 1) | isclose = lambda *a, **k: True↵def f():↵→return 5
+assert f() != 0 | class E:↵→pass↵def f():↵→return E()  ¦  assert f() | class E:↵→pass↵def f():↵→return E()
 assert Counter(f()) == Counter([1]) | class Counter(int):↵→pass↵def f():↵→return 1
 assert set(f(9)) == {2, 3} | import builtins↵builtins.set = lambda x: {2, 3}↵def f(n):↵→return []
 def check(f):↵→assert f(2) == 4↵check(sq) | def check(f):↵→pass↵def sq(x):↵→return 0
@@ -1166,7 +1167,7 @@ def test_folders_of_others_are_refused(folders, short, tmp_path):
     (tmp_path / "run").mkdir()
     lock = os.open(tmp_path / "run", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
-    assert f"process {os.getpid()} writes there" in message_of("--output_dir", tmp_path / "run", short)
+    assert "another run writes there" in message_of("--output_dir", tmp_path / "run", short)
     os.close(lock)
     assert len(go(tmp_path / "run", short)) == 4
 
@@ -1365,7 +1366,8 @@ def test_report_keeps_apart_what_folder_names_do_not_and_draws_a_picture(tmp_pat
     for i, flags in enumerate(("--model one/m", "--model two/m", "--model one/m --warmup_steps 3")):
         fake_run(tmp_path / str(i), f"{flags} --preset grpo --dataset {'d' * 200}")
     rlvr.main(["--report", str(tmp_path / "*")])
-    assert len({*re.findall(r"^\| (grpo\S*)", capsys.readouterr().out, re.M)}) == 3
+    assert sorted(re.findall(r"^\| (grpo\S*)", capsys.readouterr().out, re.M)) == [  # what all share is left out
+        "grpo-model=one/m", "grpo-model=one/m-warmup_steps=3", "grpo-model=two/m"]
     pytest.importorskip("matplotlib")
     assert (tmp_path / "report.png").stat().st_size > 10000
 
