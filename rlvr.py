@@ -540,7 +540,7 @@ def train(c):
         record |= step_metrics(c, state, rollouts, rewards, advantage, old_logp, entropy, stats)
         record |= {stage: end - start for stage, start, end in zip(STAGES, clock, clock[1:])}
         run.log([record], step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors))
-        bar.set_postfix({name: record[name] for name in ("reward", "entropy", "lambda")}, refresh=False)
+        bar.set_postfix({name: f"{record[name]:.3f}" for name in ("reward", "entropy", "lambda")}, refresh=False)
         state = next_state(c, state, record, len(problems))
         warn_if_useless(c, record, state["start_entropy"])
         stopping = any(all_values(bool(stop)))
