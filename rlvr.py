@@ -540,7 +540,7 @@ def train(c):
         record |= step_metrics(c, state, rollouts, rewards, advantage, old_logp, entropy, stats)
         record |= {stage: end - start for stage, start, end in zip(STAGES, clock, clock[1:])}
         run.log([record], step_samples(c, step, policy, rollouts, rewards, advantage, entropy, errors))
-        bar.set_postfix({name: f"{record[name]:.3f}" for name in ("reward", "entropy", "lambda")}, refresh=False)
+        bar.set_postfix({key: f"{record[key]:.3f}" for key in ("reward", "entropy", "lambda")}, refresh=False)
         state = next_state(c, state, record, len(problems))
         warn_if_useless(c, record, state["start_entropy"])
         stopping = any(all_values(bool(stop)))
@@ -1240,7 +1240,7 @@ def cell(values, reference):
     return text.replace(" ± nan", "").replace("nan", "")
 
 def report(patterns):
-    """Print a Markdown table of finished runs, highest entropy first; Spearman's correlation with it at last."""
+    """Print a Markdown table of finished runs, highest entropy first; its Spearman correlations last."""
     import pandas as pd
     runs = []
     for folder in sum((sorted(glob.glob(pattern)) for pattern in patterns), []):
