@@ -1183,8 +1183,8 @@ def peak_memory():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform != "win32":
         import resource
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used / 2**(30 if sys.platform == "darwin" else 20)
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 def stop_on_signals():
     """-> a list that Ctrl-C or SIGTERM fills (torchrun: first one, then the other); twice stops at once."""

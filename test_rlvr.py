@@ -368,6 +368,30 @@ def test_cost_follows_the_tokens_produced(policy):
     hook.remove()
     assert shapes[2] == (3, 6) and sum(rows for rows, _ in shapes[3:]) <= 2 * int(lengths.sum())
 
+def test_retiring_and_batching_change_nothing(policy):
+    policy, uniforms = replace(policy, stop_ids=list(range(0, 320, 5))), seeded(48, 16, 4)
+    together = rlvr.sample(policy, PROMPTS, uniforms, 1.0)
+    for i, prompt in enumerate(PROMPTS):
+        own = slice(16 * i, 16 * i + 16)
+        alone = rlvr.sample(policy, [prompt], uniforms[own], 1.0)
+        assert torch.equal(alone[0], together[0][own]) and torch.equal(alone[1], together[1][own])
+
+def test_greedy_equals_generate(policy):
+    """At a vanishing temperature sampling is the argmax."""
+    for prompt in PROMPTS:
+        tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), 1e-6)
+        ids = torch.tensor([prompt])
+        twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                     pad_token_id=0, max_new_tokens=16, eos_token_id=policy.stop_ids)
+        assert tokens[0, :int(lengths[0])].tolist() == twin[0, len(prompt):].tolist()
+
+def test_samples_follow_the_distribution(policy):
+    """Frequencies of the first token against the softmax (chi-square like, seeded)."""
+    tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
+    p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
+    counts = torch.bincount(tokens, minlength=len(p))
+    assert ((counts - 20000 * p).abs() <= 5 * (20000 * p * (1 - p)).sqrt() + 1).all()
+
 def test_rollout_agrees_with_score_and_chunks(policy):
     c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9, micro_batch_tokens=20)
     policy = replace(policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
@@ -409,7 +433,8 @@ def test_schedules():
 
     assert weights_of("constant", [((s, 0.9, 0.1), {}) for s in range(3)]) == [0.3] * 3
     assert weights_of("stage", [((s,), {}) for s in (0, 5, 6, 8, 10)]) == [0, 0, 0.2, 0.6, 1]
-    assert weights_of("epoch", [((0,), dict(epoch=e, epochs=5)) for e in range(1, 5)]) == [0, 0.25, 0.5, 0.75]
+    epochs = [((0,), dict(epoch=e, epochs=5)) for e in range(1, 6)]
+    assert weights_of("epoch", epochs) == [0, 0.25, 0.5, 0.75, 1]
     moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
     assert weights_of("entropy", [(move, {}) for move in moves]) == [0.3, 0.35, 0.35, 0.45, 1, 0]
 
@@ -477,8 +502,8 @@ def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(mo
     monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
     with pytest.raises(SystemExit, match="the reward function hangs"):
         judged(texts, lambda text, problem: time.sleep(1))
-    for lowest, expected in ((0, [1, 0]), (-3, [-3, -3])):  # a cut-off response never gets the best
-        rewards = judged(["a", "b"], lambda text, problem: lowest or 1, [True, False])
+    for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
+        rewards = judged(["\\boxed{4}"] * 2, reward, [True, False])  # a cut-off response never gets the best
         assert rlvr.rewards_of(rewards)[0].tolist() == expected
 
 def test_a_reward_gets_what_it_names(tmp_path):
@@ -636,7 +661,8 @@ def test_presets_and_precedence():
             ("--preset adv_nonpos --pos_weight 0.5", dict(pos_weight=0.5)),  # explicit wins
             ("--eps_high inf", dict(eps_high=math.inf)), *((f"--preset {name}", {}) for name in rlvr.PRESETS),
             ("--model Qwen/Qwen2.5-0.5B-Instruct", dict(
-                eps_low=0.2, lr=1e-6, output_dir="runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"))):
+                eps_low=0.2, lr=1e-6, target_entropy=0.2,
+                output_dir="runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"))):
         assert vars(rlvr.parse_config(command(flags))).items() >= expected.items()
 
 BAD_FLAGS = """
@@ -835,7 +861,8 @@ def test_one_final_answer_is_extracted_and_what_is_judged_can_be_shown():
 def test_golds_that_are_lists_empty_or_odd():
     for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
         assert verify.math_reward("\\boxed{10}", gold) == verdict  # any answer of a list is right
-    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], ["", " ", "\\boxed{}"]):
+    empty = "", " ", "\\boxed{}", None
+    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], empty):
         assert verify.math_reward(response, gold) == 0.0
     for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
         assert verify.math_reward(odd, "7") == verify.math_reward("\\boxed{7}", odd or None) == 0.0
@@ -848,6 +875,27 @@ def test_bombs_are_refused():
         for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb,
                          "\\boxed{" * 9999 + bomb):
             assert verify.math_reward(response, gold) == 0.0
+
+def random_expression(rand, depth):
+    """(LaTeX, value) of a random expression with an exact value."""
+    if depth == 0:
+        n = rand.randint(0, 12)
+        return str(n), Fraction(n)
+    (a, x), (b, y) = random_expression(rand, depth - 1), random_expression(rand, rand.randrange(depth))
+    kind = rand.choice("+-*/^")
+    if kind == "/" and y:
+        return f"\\frac{{{a}}}{{{b}}}", x / y
+    if kind == "^":
+        return f"({a})^{{2}}", x**2
+    return {"+": (f"({a}+{b})", x + y), "-": (f"({a}-{b})", x - y)}.get(kind, (f"({a})\\cdot({b})", x * y))
+
+def test_math_fuzz_accepts_equal_values_only():
+    rand = random.Random(0)
+    for _ in range(400):
+        text, value = random_expression(rand, rand.randint(1, 3))
+        for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
+            verdict = verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}")
+            assert verdict == (gold == value), (text, gold)
 
 PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
 \begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and √ **
@@ -959,8 +1007,9 @@ sq | import os↵for fd in range(3, 64):↵→try:↵→→os.write(fd, b'["valu
 sq | import gc, inspect↵T = {}↵def sq(x):↵→for o in gc.get_objects():↵→→if isinstance(o, str):↵→→→\
 if 'assert sq' in o:↵→→→→return eval(o.split('==')[1])↵\
 →return inspect.stack()[1].frame.f_locals.get('expected', -1)
-sq | from glob import glob↵def sq(x):↵→for p in glob('/proc/[0-9]*/cmdline') + glob('/proc/[0-9]*/environ'):↵\
-→→try:↵→→→s = open(p, errors='ignore').read()↵→→except OSError:↵→→→continue↵→→if f'assert sq({x}) == ' in s:↵\
+sq | from glob import glob↵def sq(x):↵→for p in glob('/proc/[0-9]*/cmdline') + glob('/proc/[0-9]*/environ')\
+ + glob('./*'):↵→→try:↵\
+→→→s = open(p, errors='ignore').read()↵→→except OSError:↵→→→continue↵→→if f'assert sq({x}) == ' in s:↵\
 →→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
 sq | class P:↵→def __reduce__(self):↵→→import os↵→→return os.system, ('touch PWNED',)↵\
 →__repr__ = lambda s: '9'↵def sq(x):↵→return P()
@@ -969,7 +1018,8 @@ sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)↵def sq(x):↵→
 LIMITS = programs("""
 assert f() == 1 | import time↵def f():↵→time.sleep(60)↵→return 1  ¦  assert f() | def f():↵→while True:↵→→pass
 assert f() == 1 | def f():↵→b = bytearray(3 << 29)↵→return 1  ¦  assert f() | def f():↵→return 'x' * 2**24
-assert f() == 1 | def f():↵→with open('big', 'wb') as f:↵→→while 1:↵→→→f.write(bytes(2**20))↵→return 1
+assert f() == 1 | def f():↵→with open('big', 'wb') as f:↵→→for _ in range(64):↵→→→f.write(bytes(2**20))↵\
+→return 1
 assert f() == 1 | def f():↵→files = [open('/dev/null') for _ in range(200)]↵→return 1
 assert f() == 1 | import os, sys, subprocess↵def f():↵→subprocess.Popen([sys.executable, '-c', \
 'import time; LEFT_OVER = time.sleep(60)'], start_new_session=True)↵→os._exit(0)
@@ -1014,7 +1064,8 @@ SUMS = programs("""
 t = threading.Thread(target=main)↵t.start()↵t.join()
 0 | a, b = map(int, input().split())↵print('The sum is', a + b)
 0 | print(sum(map(int, input().split())))↵raise SystemExit(1)
-0 | from glob import glob↵for p in glob('*') + glob('../*'):↵→if '.' in p:↵→→print(open(p).read())
+0 | from glob import glob↵for p in glob('*') + glob('../*'):↵→try:↵→→print(open(p).read())↵→except OSError:↵\
+→→pass
 """)
 
 @linux
@@ -1416,6 +1467,8 @@ def test_broken_folders_end_in_one_line(short, folders, tmp_path):
     checkpoint = run / "checkpoint-000004" / "trainer.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:999])
     assert "checkpoint-000004: damaged" in message_of("--resume", run)
+    (run / "config.json").write_text("{")
+    assert "config.json: damaged" in message_of("--resume", run)
 
 @pytest.mark.parametrize("name, flags", [*((m, "--gradient_checkpointing") for m in ("qwen", "gpt2")),
                                          ("llama", "--advantage mean --reuse 2")])

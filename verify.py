@@ -155,8 +155,8 @@ def split_unit(text):
 #
 # A tree is a Fraction, ("name", what), or an operation and its operands: ("+", tree, tree), ("sin", tree) ...
 
-FUNCTIONS = set("sin cos tan sec csc cot sinh cosh tanh ln log lg exp floor ceil abs".split())
-FUNCTIONS |= {"arcsin", "arccos", "arctan"}
+FUNCTIONS = {"arcsin", "arccos", "arctan",
+             *"sin cos tan sec csc cot sinh cosh tanh ln log lg exp floor ceil abs".split()}
 WORDS = FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta", "gamma", "lambda"}
 LETTERS = set("alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau "
               "phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar".split())
@@ -701,8 +701,7 @@ def grade():
     with tempfile.TemporaryDirectory(prefix="solution-", ignore_cleanup_errors=True) as folder:
         options = dict(cwd=folder, stderr=subprocess.DEVNULL, start_new_session=True,  # it can't signal us
                        env={"PATH": os.defpath, "HOME": folder, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"})
-        # A failed test, a broken pipe, the deadline: all the same.
-        with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):
+        with contextlib.suppress(Exception, SystemExit, KeyboardInterrupt):  # each of them is a failed test
             (grade_tests if task["tests"] else grade_output)(task, options)
             verdict = "PASS"
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -803,7 +802,8 @@ def code_reward(response, tests=None, inputs=None, outputs=None):
     """1.0 if the last fenced block of `response` passes all `tests` (strings with asserts), or prints
     `outputs`, one for each of `inputs` (texts, or lists of lines). RuntimeError where there is no Linux."""
     prefix, (language, code) = sandbox(), code_block(str(response))
-    if language[:2] in ("", "py") and code.strip() and (any(map(is_test, tests or [])) or inputs):
+    testable = code.strip() and (any(map(is_test, tests or [])) or inputs)
+    if language in ("", "py", "python", "python3") and testable:
         task = {"code": code, "tests": tests, "inputs": inputs, "outputs": outputs, "prefix": prefix}
         with contextlib.suppress(subprocess.TimeoutExpired):
             grader = subprocess.run(python("grade"), input=json.dumps(task).encode(), stdout=subprocess.PIPE,
@@ -844,7 +844,7 @@ def verify_batch(reward, cases, patience=300):
         raise TimeoutError(f"no verdict for {patience} seconds on {str(case[0])[:200]!r}") from None
     finally:
         pool.terminate()  # which waits for no thread that hangs
-    return [value for value, _ in verdicts], {i: error for i, (_, error) in enumerate(verdicts) if error}
+    return [value for value, _ in verdicts], {i: e for i, (_, e) in enumerate(verdicts) if e is not None}
 
 EXTRACT = {"math": final_answer, "code": lambda response: code_block(response)[1] or None,  # what is judged
            "countdown": lambda response: response.rpartition("<answer>")[2].partition("</answer>")[0]}
