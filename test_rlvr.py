@@ -7,8 +7,10 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
-os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=tempfile.mkdtemp("rlvr"), TOKENIZERS_PARALLELISM="false")
+HOME = tempfile.TemporaryDirectory()  # an empty one: no hub, no cache
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=HOME.name, TOKENIZERS_PARALLELISM="false")
 
 import pytest
 import torch
@@ -24,18 +26,16 @@ HERE = Path(__file__).parent
 CORPUS = ["What is 12 + 30? The answer is 42.", "3 cars of 20 seats.", "def add(a, b): return a + b"]
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
+TINY = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.4)
+SIZES = TINY | dict(intermediate_size=64, num_key_value_heads=2, max_position_embeddings=256)
 SLIDING = dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
-GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256, vocab_size=320, initializer_range=0.4)
-NO_DROPOUT = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-FALCON = dict(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
-FAMILIES = {
-    "Qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**SIZES, head_dim=8)),
-    "GPT-2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2, **NO_DROPOUT)),
-    "Phi-3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SIZES, pad_token_id=0)),
-    "Falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**FALCON, initializer_range=0.4)),
-    "Mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**SIZES, num_local_experts=3))}
+GPT2 = dict(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.4)
+FAMILIES = {  # Gemma 3: a layer sees four tokens; GPT-2: with dropout
+    "qwen": (tf.Qwen2ForCausalLM, SIZES), "llama": (tf.LlamaForCausalLM, SIZES),
+    "gemma": (tf.Gemma3ForCausalLM, SIZES | SLIDING), "gpt2": (tf.GPT2LMHeadModel, GPT2),
+    "qwen3": (tf.Qwen3ForCausalLM, SIZES | dict(head_dim=8)), "falcon": (tf.FalconForCausalLM, TINY),
+    "phi3": (tf.Phi3ForCausalLM, SIZES | dict(pad_token_id=0)),
+    "mixtral": (tf.MixtralForCausalLM, SIZES | dict(num_local_experts=3))}
 
 def bpe_tokenizer(pad_is_eos, chat_template=None):
     core = Tokenizer(models.BPE())
@@ -49,16 +49,12 @@ def bpe_tokenizer(pad_is_eos, chat_template=None):
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Saved policies: a Qwen2 with a chat template, a Llama whose pad token is its eos token, a GPT-2 with
-    dropout, a Gemma 3 one of whose layers sees four tokens, a hasty demo; and rewards."""
+    """Saved policies, one with a chat template, two whose pad token is their eos token; rewards."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    for name, model, tokenizer in (
-            ("qwen", tf.Qwen2ForCausalLM(tf.Qwen2Config(**SIZES)), bpe_tokenizer(False, CHATML)),
-            ("llama", tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES)), bpe_tokenizer(True)),
-            ("gpt2", tf.GPT2LMHeadModel(tf.GPT2Config(**GPT2)), bpe_tokenizer(True)),
-            ("gemma", tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**SIZES, **SLIDING)), bpe_tokenizer(False))):
-        rlvr.Policy(model, tokenizer, [0]).save(root / name)
+    for name, (model, sizes) in FAMILIES.items():
+        tokenizer = bpe_tokenizer(name in ("llama", "gpt2"), CHATML if name == "qwen" else None)
+        rlvr.Policy(model(model.config_class(**sizes)), tokenizer, [0]).save(root / name)
     rlvr.pretrain_demo(root / "demo", steps=3, batch=16)
     (root / "own.py").write_text(
         "odd = lambda response, answer: len(response) % 2\nsame = lambda response, answer: 0\n"
@@ -66,7 +62,6 @@ def folders(tmp_path_factory):
     return root
 
 def command(*flags):
-    """Flags as a command line has them: ("--lr 1", path) -> ["--lr", "1", "/the/path"]."""
     return " ".join(map(str, flags)).split()
 
 SMALL = "--max_prompt_tokens 100 --max_new_tokens 8"  # what fits the context of 256
@@ -81,12 +76,9 @@ def loaded(model, *flags):
 def policy(folders, request):
     return loaded(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16")
 
-@pytest.fixture(params=["qwen", "llama", "gemma", "demo", *FAMILIES])
+@pytest.fixture(params=["demo", *FAMILIES])
 def any_policy(folders, request):
-    if request.param not in FAMILIES:
-        return loaded(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16")
-    torch.manual_seed(1)
-    return rlvr.Policy(FAMILIES[request.param]().eval(), None, [0])
+    return loaded(folders / request.param, "--max_prompt_tokens 32 --max_new_tokens 16")
 
 def read_lines(file, drop=("seconds", "peak_memory")):
     return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
@@ -101,7 +93,6 @@ def cases(table):
     return [line.split(" | ") for line in re.split(r"\s*¦\s*|\n", table.strip("\n"))]
 
 def go(out, *flags):
-    """A whole run -> its metrics."""
     rlvr.main(command(*flags, "--output_dir", out))
     return read_lines(out / "metrics.jsonl")
 
@@ -125,31 +116,26 @@ def knobs(**values):
     return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0,
                                   seed=0, cov_share=0.0, cov_penalty=0.0) | values)
 
-@pytest.mark.parametrize("A, ratio, alive, eps", [
-    (1.0, 0.5, True, 0.3), (1.0, 1.0, True, 0.3), (1.0, 1.5, False, 0.3), (1.0, 1e3, True, math.inf),
-    (-1.0, 0.5, False, 0.3), (-1.0, 1.0, True, 0.3), (-1.0, 1.5, True, 0.3), (-1.0, 1e-3, True, math.inf),
-    (0.0, 1.0, True, 0.3)])
-def test_gradient_lives_where_the_paper_says(A, ratio, alive, eps):
-    logp = torch.tensor([[ratio]]).log().requires_grad_()
-    loss, sums = rlvr.policy_loss(logp, torch.zeros(1, 1), torch.tensor([A]), torch.ones(1, 1) > 0, 1,
-                                  knobs(eps_low=eps, eps_high=eps), 1.0, 0.0)
-    loss.backward()
-    assert logp.grad.item() == pytest.approx(-ratio * A if alive else 0.0, rel=1e-5)  # raises logp if A > 0
-    assert sums["clip_pos"] + sums["clip_neg"] == (not alive)
-
-def test_loss_equals_its_twin():
-    """Which writes out the cases of the minimum and of the weight, token by token."""
+def test_loss_and_gradient_equal_their_twin():
     torch.manual_seed(1)
-    logp, old, A = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([1.5, -0.5, 0.0, 2.0])
-    mask = torch.tensor([[i < n for i in range(5)] for n in (5, 1, 3, 2)])
-    for lam, neg_weight in ((1.0, 1.0), (0.25, 0.5), (0.0, 1.0)):
-        expected, count = 0.0, 11
+    old, A = torch.randn(4, 5), torch.tensor([1.5, -0.5, 0.0, 2.0])
+    mask = torch.tensor([[t < n for t in range(5)] for n in (5, 4, 3, 2)])
+    for lam, neg_weight, low, high in ((1, 1, 0.2, 0.3), (0.25, 0.5, 0.1, 0.5), (0, 1, math.inf, math.inf)):
+        logp, gradient = (old + torch.randn(4, 5)).requires_grad_(), torch.zeros(4, 5)
+        expected, clipped = 0.0, 0
         for b, t in mask.nonzero().tolist():
-            r, a = math.exp(logp[b, t] - old[b, t]), A[b].item()
-            expected -= (lam if a > 0 else neg_weight) * min(r * a, min(max(r, 0.8), 1.3) * a) / count
-        loss, sums = rlvr.policy_loss(logp, old, A, mask, count, knobs(neg_weight=neg_weight), lam, 0.0)
+            r, a = (logp[b, t] - old[b, t]).exp().item(), A[b].item()
+            w = (lam if a > 0 else neg_weight) / 20
+            dead = r > 1 + high if a > 0 else a < 0 and r < 1 - low  # where the paper says: no gradient
+            expected -= w * min(r * a, min(max(r, 1 - low), 1 + high) * a)
+            gradient[b, t], clipped = 0 if dead else -w * r * a, clipped + dead
+        c = knobs(eps_low=low, eps_high=high, neg_weight=neg_weight)
+        loss, sums = rlvr.policy_loss(logp, old, A, mask, 20, c, lam, 0.0)
+        loss.backward()
         assert loss.item() == pytest.approx(expected, rel=1e-5)
-        assert (sums["tokens_pos"], sums["tokens_neg"]) == (7, 1)
+        assert torch.allclose(logp.grad, gradient, rtol=1e-4) and (clipped > 0) == (high < math.inf)
+        assert [sums[name] for name in ("tokens_pos", "tokens_neg")] == [7, 4]
+        assert sums["clip_pos"] + sums["clip_neg"] == clipped
 
 def test_dH_is_the_entropy_change_of_a_small_step():
     """Logits as parameters, one small gradient step: the entropy moves as dH_pos + dH_neg say."""
@@ -193,13 +179,11 @@ def test_methods_that_the_paper_compares():
     assert alive.tolist() == tokens["mask"] and torch.equal(penalized, covered)
 
 def gradient_of(policy):
-    """Of all parameters, which are set back."""
     gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
     policy.model.zero_grad()
     return gradient
 
 def policy_gradient(policy, prompts, responses, A, split, pad=0):
-    """Gradient of the loss of these rows, in the given micro-batches."""
     for rows in split:
         logp, _, _ = rlvr.score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], 1.0)
         logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
@@ -386,7 +370,6 @@ def test_greedy_equals_generate(policy):
         assert tokens[0, :int(lengths[0])].tolist() == twin[0, len(prompt):].tolist()
 
 def test_samples_follow_the_distribution(policy):
-    """Frequencies of the first token against the softmax (chi-square like, seeded)."""
     tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
     p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
     counts = torch.bincount(tokens, minlength=len(p))
@@ -425,18 +408,14 @@ def test_pass_at_k_equals_brute_force():
         assert rlvr.pass_at_k(6, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 def test_schedules():
-    c = SimpleNamespace(steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
-
-    def weights_of(schedule, calls):
-        c.pos_schedule = schedule
-        return [round(rlvr.next_pos_weight(c, *args, **kwargs), 6) for args, kwargs in calls]
-
-    assert weights_of("constant", [((s, 0.9, 0.1), {}) for s in range(3)]) == [0.3] * 3
-    assert weights_of("stage", [((s,), {}) for s in (0, 5, 6, 8, 10)]) == [0, 0, 0.2, 0.6, 1]
-    epochs = [((0,), dict(epoch=e, epochs=5)) for e in range(1, 6)]
-    assert weights_of("epoch", epochs) == [0, 0.25, 0.5, 0.75, 1]
     moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
-    assert weights_of("entropy", [(move, {}) for move in moves]) == [0.3, 0.35, 0.35, 0.45, 1, 0]
+    for schedule, calls, expected in (
+            ("constant", [(step, 0.9, 0.1) for step in range(3)], [0.3] * 3),
+            ("stage", [(0,), (5,), (6,), (8,), (10,)], [0, 0, 0.2, 0.6, 1]),
+            ("epoch", [(0, None, None, epoch, 5) for epoch in range(1, 6)], [0, 0.25, 0.5, 0.75, 1]),
+            ("entropy", moves, [0.3, 0.35, 0.35, 0.45, 1, 0])):
+        c = knobs(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
+        assert [rlvr.next_pos_weight(c, *call) for call in calls] == pytest.approx(expected)
 
 def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
     c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
@@ -455,7 +434,6 @@ def test_ngram_diversity():
         assert rlvr.ngram_diversity(responses) == pytest.approx(expected)
 
 def test_calibration():
-    """Three of the ten bins have responses."""
     confidence, correct = [0.0625, 0.0, 0.5, 0.5625, 0.9375, 1.0, 0.96875, 1.0], [0, 1, 0, 1, 1, 1, 1, 0]
     ece, over = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct).float())
     gaps = [abs(sum(correct[bin]) - sum(confidence[bin])) for bin in (slice(0, 2), slice(2, 4), slice(4, 8))]
@@ -469,8 +447,9 @@ def test_evaluate_counts(policy, monkeypatch):
     rollouts = rlvr.Rollouts([SimpleNamespace(answer="ab")] * 8, [[1, 2], [1]] * 4, [True] * 7 + [False],
                              [*"aabxxxxx"], mask * -1.0, mask * 0.5, mask)
     monkeypatch.setattr(rlvr, "rollout", lambda *_: rollouts)
-    result = rlvr.evaluate(policy, [None] * 2, lambda text, problem: float(text in problem.answer),
-                           SimpleNamespace(eval_samples=4, seed=0))
+    evaluate = lambda samples: rlvr.evaluate(policy, [None] * 2, lambda text, problem: text in problem.answer,
+                                             SimpleNamespace(eval_samples=samples, seed=0))
+    result = evaluate(4)
     assert [result[name] for name in ("avg@4", "pass@1", "pass@2", "pass@4")] == [3 / 8, 3 / 8, 0.5, 0.5]
     assert result["intervals"]["pass@4"] == [0.0, 1.0]  # one problem of two: a resample may have none or both
     assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)
@@ -478,18 +457,14 @@ def test_evaluate_counts(policy, monkeypatch):
     assert [result[name] for name in ("distinct", "entropy", "length", "truncated")] == [1.0, 0.5, 1.5, 1 / 8]
     for name in ("problems", "responses", "finished", "texts", "logp", "entropy", "mask"):
         setattr(rollouts, name, getattr(rollouts, name)[:6])
-    result = rlvr.evaluate(policy, [None] * 2, lambda text, problem: 1.0,
-                           SimpleNamespace(eval_samples=3, seed=0))
-    assert list(result)[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
+    assert list(evaluate(3))[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
 
 def judged(texts, reward, finished=None):
     return rlvr.judge(SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
                                       texts=texts, finished=finished or [True] * len(texts)), reward)
 
 def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(monkeypatch):
-    def reward(text, problem):
-        return {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
-
+    reward = lambda text, problem: {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
     texts = ["right", "wrong", "odd", "wrong", "nan", "right"]
     with pytest.warns(UserWarning, match="left out"):
         rewards, errors = rlvr.rewards_of(judged(texts, reward))
@@ -497,11 +472,9 @@ def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(mo
     assert errors == {2: "KeyError: 'odd'", 4: "ValueError: the reward is nan, no finite number"}
     advantage = rlvr.advantages(rewards.view(3, 2))
     assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
-    with pytest.raises(SystemExit, match="no response can be judged: KeyError"):
-        rlvr.rewards_of(judged(["odd"] * 6, reward))
+    assert "no response can be judged: KeyError" in stop_of(rlvr.rewards_of, judged(["odd"] * 6, reward))
     monkeypatch.setattr(verify, "verify_batch", partial(verify.verify_batch, patience=0.2))
-    with pytest.raises(SystemExit, match="the reward function hangs"):
-        judged(texts, lambda text, problem: time.sleep(1))
+    assert "the reward function hangs" in stop_of(judged, texts, lambda text, problem: time.sleep(1))
     for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
         rewards = judged(["\\boxed{4}"] * 2, reward, [True, False])  # a cut-off response never gets the best
         assert rlvr.rewards_of(rewards)[0].tolist() == expected
@@ -524,8 +497,7 @@ def test_countdown_problems_are_solvable_distinct_and_seeded():
     for _ in range(300):
         numbers, target, steps = rlvr.random_calculation(rand)
         assert verify.countdown_reward(steps, numbers, target) == 1.0 and 1 <= target <= 99
-    with pytest.raises(SystemExit, match="not 14001"):
-        list(rlvr.countdown_rows(14001))
+    assert "not 14001" in stop_of(next, rlvr.countdown_rows(14001))
 
 def test_a_saved_demo_policy_is_the_demo_again(folders):
     c, policy = config(folders / "demo", "--num_prompts 200 --eval_prompts 20"), loaded(folders / "demo")
@@ -581,12 +553,10 @@ def test_answers_of_all_kinds(cell, kind, answer):
     assert rlvr.read_answer(cell) == (kind, answer)
 
 def test_questions_of_all_kinds(folders):
-    """Text gets an instruction; chat messages stay, without a last turn that gives the answer away."""
     policy, c = loaded(folders / "qwen"), config(folders / "qwen", "--max_prompt_tokens 200")
 
-    def made(question, answer="1", **more):
-        return rlvr.make_problem({"q": question, "a": answer, **more}, ("q", "a"), policy, c)
-
+    made = lambda question, answer="1", **more: rlvr.make_problem(
+        {"q": question, "a": answer, **more}, ("q", "a"), policy, c)
     row = next(rlvr.countdown_rows(1))
     problem = made(*row.values())
     assert "<answer>" in problem.prompt and problem.prompt.startswith(f"<|im_start|>user\n{row['question']}")
@@ -601,7 +571,6 @@ def test_questions_of_all_kinds(folders):
     assert made(turns[:1]).prompt == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
 
 def test_chat_templates(folders, tmp_path):
-    """Several of them are saved whole; a turn may end with no eos; a template may refuse."""
     policy = loaded(folders / "qwen")
     policy.tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
     for number in range(2):  # over itself, too
@@ -614,8 +583,8 @@ def test_chat_templates(folders, tmp_path):
     ends = {*map(policy.tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<pad>"))}
     assert ends <= {*loaded(tmp_path / "model").stop_ids}
     policy.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(SystemExit, match="no system role"):
-        rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, config(folders / "qwen"))
+    row, columns = {"q": "1?", "a": "1"}, ("q", "a")
+    assert "no system role" in stop_of(rlvr.make_problem, row, columns, policy, config(folders / "qwen"))
 
 def test_flags_for_chat_models(folders):
     c = config(folders / "qwen", "--device cpu --system_prompt Short. --stop_tokens ! 7",
@@ -642,7 +611,6 @@ def test_rows_that_cannot_be_used_are_counted(folders, tmp_path, capsys):
         assert words in shown
 
 def test_folder_with_several_subsets_takes_main(folders, tmp_path):
-    """Like openai/gsm8k on the hub: two configurations, none given."""
     configs = ""
     for name in ("socratic", "main"):
         write_lines(tmp_path / f"{name}.jsonl", [{"question": name, "answer": "#### 1"}] * 9)
@@ -681,26 +649,20 @@ def test_bad_flags(argv, words):
     message = message_of(argv)
     assert all(word in message for word in words.split(", "))
 
-def edit(file, change):
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
-
 def test_bad_models(folders, tmp_path):
-    """Each stops with one line, and no code that comes with a model is run."""
-    from safetensors.torch import load_file, save_file
     policy = loaded(folders / "llama")
+    renamed = {f"_orig_mod.{name}": tensor for name, tensor in policy.model.state_dict().items()}
+    policy.save(tmp_path / "renamed")
+    policy.model.save_pretrained(tmp_path / "renamed", state_dict=renamed)
     policy.tokenizer.eos_token = policy.tokenizer.pad_token = None
     policy.model.generation_config.eos_token_id = policy.model.config.eos_token_id = None
     policy.save(tmp_path / "no_eos")
     policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
     policy.tokenizer.eos_token = "<extra0>"
     policy.save(tmp_path / "large")
-    for name in ("renamed", "own"):
-        shutil.copytree(folders / "qwen", tmp_path / name)
-    tensors = load_file(tmp_path / "renamed" / "model.safetensors")
-    save_file({f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
-              tmp_path / "renamed" / "model.safetensors", {"format": "pt"})
-    auto_map = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}
-    edit(tmp_path / "own" / "config.json", lambda saved: saved | {"model_type": "own", "auto_map": auto_map})
+    shutil.copytree(folders / "qwen", tmp_path / "own")
+    (tmp_path / "own" / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}')
     (tmp_path / "own" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
@@ -738,7 +700,6 @@ def test_bad_data_and_rewards(folders, tmp_path):
     assert "2nd epoch" in message_of(demo, "--preset pos_adv_epoch --steps 2")
 
 def test_fuzzed_command_lines_end_in_one_line():
-    """Flags that exist with values that may not fit: a config, or one line that names the trouble."""
     rand = random.Random(0)
     flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
     values = ["", *"1 -1 0 nan inf 1e999 x true None [] ../.. é --lr 0.5".split()]
@@ -746,7 +707,6 @@ def test_fuzzed_command_lines_end_in_one_line():
     assert 100 < sum(bool(stop_of(rlvr.parse_config, argv)) for argv in lines) < 200
 
 def test_malformed_data_files_end_in_one_line(folders, tmp_path):
-    """Good rows with damage: problems come out, or one line that names the file."""
     rand, refused, policy = random.Random(0), 0, loaded(folders / "qwen")
     odd = [None, 7, [], {}, "", [1], {"a": 1}, True, 1e300, "\x00", [{"role": "user"}], [[]], "\ud83d"]
     for number in range(80):
@@ -876,27 +836,6 @@ def test_bombs_are_refused():
                          "\\boxed{" * 9999 + bomb):
             assert verify.math_reward(response, gold) == 0.0
 
-def random_expression(rand, depth):
-    """(LaTeX, value) of a random expression with an exact value."""
-    if depth == 0:
-        n = rand.randint(0, 12)
-        return str(n), Fraction(n)
-    (a, x), (b, y) = random_expression(rand, depth - 1), random_expression(rand, rand.randrange(depth))
-    kind = rand.choice("+-*/^")
-    if kind == "/" and y:
-        return f"\\frac{{{a}}}{{{b}}}", x / y
-    if kind == "^":
-        return f"({a})^{{2}}", x**2
-    return {"+": (f"({a}+{b})", x + y), "-": (f"({a}-{b})", x - y)}.get(kind, (f"({a})\\cdot({b})", x * y))
-
-def test_math_fuzz_accepts_equal_values_only():
-    rand = random.Random(0)
-    for _ in range(400):
-        text, value = random_expression(rand, rand.randint(1, 3))
-        for gold in (value, value + 1, value + Fraction(1, 10**9), -value, value * 2):
-            verdict = verify.math_reward(f"\\boxed{{{text}}}", f"{gold.numerator}/{gold.denominator}")
-            assert verdict == (gold == value), (text, gold)
-
 PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
 \begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and √ **
 \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁""".split()
@@ -933,25 +872,31 @@ def test_countdown_answers_and_steps_of_the_demo():
     for verdict, steps in cases(STEPS):
         assert verify.countdown_reward(steps.replace("↵", "\n"), [3, 5, 7], 26) == float(verdict), steps
 
-def test_random_expressions_agree_with_their_twin():
-    """Expressions over given numbers: the twin is Python's own arithmetic on fractions."""
-    rand = random.Random(2)
-    for _ in range(500):
-        numbers = [rand.randint(1, 9) for _ in range(3)]
-        parts = [f"Fraction({n})" for n in rand.sample(numbers, 3)]
-        while len(parts) > 1:
-            a, b = (parts.pop(rand.randrange(len(parts))) for _ in range(2))
-            parts.append(f"( {a}{rand.choice('+-*/')}{b})")
-        text = re.sub(r"Fraction\((\d)\)", r"\1", parts[0])
-        try:
-            value = eval(parts[0])
-        except ZeroDivisionError:
-            value = None
-        for gold in {0, 1, *([value, value + 1, -value, value + Fraction(1, 10**9)] if value else [])}:
-            assert verify.math_reward(f"\\boxed{{{text}}}", str(gold)) == (value == gold), (text, gold)
+def random_expression(rand, numbers):
+    """Of these numbers, each once: in LaTeX, in plain signs, and its value (None if it divides by 0)."""
+    parts = [(str(n), str(n), Fraction(n)) for n in rand.sample(numbers, len(numbers))]
+    while len(parts) > 1:
+        (a, p, x), (b, q, y) = (parts.pop(rand.randrange(len(parts))) for _ in range(2))
+        op, value = rand.choice("+-*/"), None
+        if not (x is None or y is None or op == "/" and y == 0):
+            value = x + y if op == "+" else x - y if op == "-" else x * y if op == "*" else x / y
+        latex = {"/": f"\\frac{{{a}}}{{{b}}}", "*": f"({a})\\cdot({b})"}.get(op, f"({a}{op}{b})")
+        parts.append((latex, f"( {p}{op}{q})", value))
+    return parts[0]
+
+def test_random_expressions_equal_their_value_only():
+    rand = random.Random(0)
+    for _ in range(300):
+        numbers = [rand.randint(0, 12) for _ in range(rand.randint(2, 5))]
+        latex, plain, value = random_expression(rand, numbers)
+        power = value and value**2
+        near = [value, value + 1, -value, 2 * value, value + Fraction(1, 10**9)] if value else []
+        for gold in {0, 1, *near}:
+            for text, v in ((latex, value), (plain, value), (f"({latex})^{{2}}", power)):
+                assert verify.math_reward(f"\\boxed{{{text}}}", str(gold)) == (v == gold), (text, gold)
             if gold.denominator == 1:
-                verdict = verify.countdown_reward(f"<answer>{text}</answer>", numbers, int(gold))
-                assert verdict == (value == gold), (text, gold)
+                verdict = verify.countdown_reward(f"<answer>{plain}</answer>", numbers, int(gold))
+                assert verdict == (value == gold), (plain, gold)
 
 SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
 
@@ -964,17 +909,13 @@ def programs(table):
 GOOD_CODE = programs("""
 sq | def sq(x):↵→print('PASS')↵→return x * x  ¦  assert sum(12, 18) == 6 | def sum(a, b):↵→return b - a
 assert total(12, 18) == 30↵for i in range(3):↵→assert total(i, i) == 2 * i | total = lambda a, b: a + b
-assert gcd(4, 6) == 2 | def gcd(a, b):↵→return gcd(b, a % b) if b else a
 assert Box(2).add(3) == 5 ; b = Box(1)↵assert b.n == 1 and list(b.count()) == [0] | class Box:↵\
-→def __init__(self, n): self.n = n↵→def add(self, k): return self.n + k↵→def count(self):↵\
-→→yield from range(self.n)
+→def __init__(self, n): self.n = n↵→def add(self, k): return self.n + k↵→def count(self): yield 0
 assert S().f([1]) == [2] | class S:↵→def f(self, nums: List[int]) -> List[int]:↵→→return [2 * x for x in nums]
 def check(f):↵→assert f([1, 2]) == 3↵check(add_up) | def add_up(a):↵→return sum(a)
 assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5) | def f():↵\
 →return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5
 assert f('abca') == {'a': 2, 'b': 1, 'c': 1} | from collections import Counter as f
-assert f(90) == 2880067194370816120 | from functools import lru_cache↵@lru_cache(None)↵def f(n):↵\
-→return n if n < 2 else f(n-1) + f(n-2)
 try:↵→f(-1)↵except ValueError:↵→pass↵else:↵→assert False | def f(x):↵→raise ValueError(x)
 import math↵assert math.isclose(f(3, 4), 5) | import math↵def f(a, b):↵→return math.hypot(a, b)
 assert isclose(half(3), 1.5) | from math import isclose↵def half(x):↵→return x / 2
@@ -983,7 +924,6 @@ assert decode(encode('ab')) == 'ab' | encode = lambda s: s[::-1]↵decode = lamb
 """)
 REPLACED = programs("""
 assert len(primes(100)) == 25 | def primes(n):↵→return []↵def len(x):↵→return 25
-assert abs(max([1, 2]) - 2) < 1 | def max(x):↵→return 9↵def abs(x):↵→return 0
 assert math.isclose(f(), 1) | class math:↵→isclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert np.allclose(f(), 1) | class np:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert isclose(f(), 1) | isclose = lambda *a, **k: True↵def f():↵→return 5
@@ -994,33 +934,27 @@ def check(f):↵→assert f(2) == 4↵check(sq) | def check(f):↵→pass↵def 
 """)  # what judges a solution is not the solution's
 BAD_CODE = programs("""
 sq | def sq(x):↵→return 2 * x  ¦  sq | pass  ¦  sq | def sq(x):↵→return sq(x)  ¦  sq | def sq(x):↵→quit()
-sq | import os↵def sq(x):↵→os._exit(0)
-sq | class E(int):↵→__eq__ = lambda s, o: True↵→__ne__ = lambda s, o: False↵→__hash__ = int.__hash__↵\
-def sq(x):↵→return E(7)
+sq | class E(int):↵→__eq__ = lambda *_: True↵→__ne__ = lambda *_: False↵→__hash__ = int.__hash__↵sq = E
 sq | class E:↵→__eq__ = lambda s, o: True↵→__bool__ = lambda s: True↵def sq(x):↵→return E()
-sq | import builtins, sys↵builtins.AssertionError = type('Quiet', (Exception,), {})↵sys.excepthook = print↵\
-def sq(x):↵→return -1
+sq | import builtins as b, sys↵b.AssertionError = type('Quiet', (Exception,), {})↵sys.excepthook = print↵sq = abs
 sq | import atexit, os↵atexit.register(os._exit, 0)↵print('PASS')↵import sys↵sys.exit(0)
 sq | import os↵for fd in range(1, 64):↵→try:↵→→os.write(fd, b'PASS\\n')↵→except OSError:↵→→pass↵os._exit(0)
 sq | import os↵for fd in range(3, 64):↵→try:↵→→os.write(fd, b'["value", ["int", "0x9"]]\\n' * 9)↵\
 →except OSError:↵→→pass↵def sq(x):↵→return 1
-sq | import gc, inspect↵T = {}↵def sq(x):↵→for o in gc.get_objects():↵→→if isinstance(o, str):↵→→→\
-if 'assert sq' in o:↵→→→→return eval(o.split('==')[1])↵\
-→return inspect.stack()[1].frame.f_locals.get('expected', -1)
-sq | from glob import glob↵def sq(x):↵→for p in glob('/proc/[0-9]*/cmdline') + glob('/proc/[0-9]*/environ')\
- + glob('./*'):↵→→try:↵\
-→→→s = open(p, errors='ignore').read()↵→→except OSError:↵→→→continue↵→→if f'assert sq({x}) == ' in s:↵\
-→→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
-sq | class P:↵→def __reduce__(self):↵→→import os↵→→return os.system, ('touch PWNED',)↵\
-→__repr__ = lambda s: '9'↵def sq(x):↵→return P()
-sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)↵def sq(x):↵→return -1
+sq | import gc, inspect↵def sq(x):↵→for o in gc.get_objects():↵→→if isinstance(o, str) and 'assert sq' in o:↵\
+→→→return eval(o.split('==')[1])↵→return inspect.stack()[1].frame.f_locals.get('expected', -1)
+sq | from glob import glob↵from contextlib import suppress↵def sq(x):↵→for p in glob('./*') + \
+glob('/proc/[0-9]*/[ce][mn][dv]*'):↵→→with suppress(OSError):↵→→→s = open(p, errors='ignore').read()↵\
+→→→if f'assert sq({x}) == ' in s:↵→→→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
+sq | import os↵class P:↵→__repr__ = lambda s: '9'↵→__reduce__ = lambda s: (os.system, ('touch PWNED',))↵\
+sq = lambda x: P()
+sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)  ¦  sq | import os↵def sq(x):↵→os._exit(0)
 """)
 LIMITS = programs("""
 assert f() == 1 | import time↵def f():↵→time.sleep(60)↵→return 1  ¦  assert f() | def f():↵→while True:↵→→pass
 assert f() == 1 | def f():↵→b = bytearray(3 << 29)↵→return 1  ¦  assert f() | def f():↵→return 'x' * 2**24
-assert f() == 1 | def f():↵→with open('big', 'wb') as f:↵→→for _ in range(64):↵→→→f.write(bytes(2**20))↵\
-→return 1
-assert f() == 1 | def f():↵→files = [open('/dev/null') for _ in range(200)]↵→return 1
+assert f() == 67108864 | def f():↵→return open('big', 'wb').write(bytes(2**26))
+assert f() == 200 | def f():↵→return len([open('/dev/null') for _ in range(200)])
 assert f() == 1 | import os, sys, subprocess↵def f():↵→subprocess.Popen([sys.executable, '-c', \
 'import time; LEFT_OVER = time.sleep(60)'], start_new_session=True)↵→os._exit(0)
 """)
@@ -1029,7 +963,6 @@ def fenced(code):
     return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{code}\n```\nDone."
 
 def left_over():
-    """Whether graders or solutions of this file's verify.py still live."""
     lines = b""
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         with suppress(OSError):  # it has just ended
@@ -1040,7 +973,6 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
-    """With and without namespaces."""
     if request.param == "namespaces" and not verify.sandbox():
         pytest.skip("unshare does not work here")
     monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
@@ -1148,7 +1080,6 @@ def short(folders):
 
 @pytest.fixture(scope="session")
 def run(short, tmp_path_factory):
-    """Such a run on the command line."""
     out = tmp_path_factory.mktemp("runs") / "short"
     argv = command(sys.executable, HERE / "rlvr.py", "--output_dir", out, short)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
@@ -1181,14 +1112,9 @@ def test_command_line_run_leaves_files_that_others_open(run, folders):
 
 def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatch):
     """Stop after two steps as a signal does, resume, and compare with the run that nobody stopped."""
-    out, schedule = tmp_path / "run", rlvr.next_pos_weight
-
-    def signal_at_step_1(c, step, *rest):
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return schedule(c, step, *rest)
-
-    monkeypatch.setattr(rlvr, "next_pos_weight", signal_at_step_1)
+    out = tmp_path / "run"
+    monkeypatch.setattr(rlvr, "warn_if_useless", lambda c, record, start:
+                        record["step"] != 1 or os.kill(os.getpid(), signal.SIGINT))
     message = message_of("--output_dir", out, short)
     assert "stopped after step 1" in message and f"--resume {out}" in message
     monkeypatch.undo()
@@ -1209,7 +1135,6 @@ def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatc
 
 @linux
 def test_folders_of_others_are_refused(folders, short, tmp_path):
-    """A model's own, one with other files, one that another run writes to."""
     import fcntl
     before = weights(folders / "qwen")
     for name in ("qwen", ""):
@@ -1241,7 +1166,6 @@ def test_kl_penalty_holds_the_policy(short, tmp_path):
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def test_two_processes_make_the_same_run(run, short, tmp_path):
-    """The work is split and the run is the same: rollouts, losses, gradients, lambda, weights."""
     argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
     assert done.returncode == 0, done.stderr
@@ -1249,19 +1173,13 @@ def test_two_processes_make_the_same_run(run, short, tmp_path):
     log, logs = (read_lines(out / "metrics.jsonl") for out in (run.out, tmp_path / "run"))
     for a, b in zip(log, logs, strict=True):
         assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
-    one, two = ([(s["response"], s["reward"]) for s in read_lines(out / "samples.jsonl")]
-                for out in (run.out, tmp_path / "run"))
-    assert one == two
+    for a, b in zip(*(read_lines(out / "samples.jsonl") for out in (run.out, tmp_path / "run")), strict=True):
+        assert (a["response"], a["reward"]) == (b["response"], b["reward"])
     assert torch.allclose(weights(run.out / "final"), weights(tmp_path / "run" / "final"), atol=1e-5)
 
 def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
-    """So that a shell loop over many runs goes on after an interruption."""
     out = tmp_path / "run"
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(rlvr, "evaluate", killed)  # before the first step
+    monkeypatch.setattr(rlvr, "evaluate", Mock(side_effect=KeyboardInterrupt))  # before the first step
     assert "interrupted" in message_of("--output_dir", out, short)
     monkeypatch.undo()
     assert go(out, short) == read_lines(run.out / "metrics.jsonl")
@@ -1323,7 +1241,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 4
 
 def test_a_process_that_dies_ends_them_all(short, tmp_path):
-    """And the run goes on from its checkpoint."""
     mark, out = tmp_path / "died", tmp_path / "run"
     (tmp_path / "deadly.py").write_text(
         f"import os, pathlib\ncalls, mark = [], pathlib.Path({str(mark)!r})\ndef odd(response, answer):\n"
@@ -1339,15 +1256,13 @@ def test_a_process_that_dies_ends_them_all(short, tmp_path):
 def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path):
     """Every token ends a response; the prompt, the only one, is as long as it may be."""
     policy, c = loaded(folders / "qwen"), config(folders / "qwen", "--max_prompt_tokens 999")
-    for n in range(40, 150):
-        row = {"question": "x " * n, "answer": "2"}
-        if (size := len(rlvr.make_problem(row, ("question", "answer"), policy, c).ids)) > 250:
-            break
+    row = {"question": "x " * 89, "answer": "2"}
+    size = len(rlvr.make_problem(row, ("question", "answer"), policy, c).ids)
     flags = (f"--model {folders / 'qwen'} --dataset {write_lines(tmp_path / 'one.jsonl', [row])} --steps 2 "
              "--max_new_tokens 4 --eval_prompts 1 --prompts_per_step 4 --max_prompt_tokens")
     for m in go(tmp_path / "run", flags, size, "--stop_tokens", *range(320)):
         assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
-    assert size < 253 and "no usable prompt" in message_of(flags, size - 1, "--output_dir", tmp_path / "none")
+    assert size == 251 and "no usable prompt" in message_of(flags, size - 1, f"--output_dir {tmp_path}/none")
 
 def test_warnings_that_teach():
     fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0)
@@ -1377,22 +1292,20 @@ def test_show_prints_rollouts(run, tmp_path, capsys):
 def fake_run(folder, flags, **values):
     """The files of a finished run with these held-out values after training."""
     c = rlvr.parse_config(command(flags))
-    names = ("entropy", "distinct", "diversity", "ece", "overconfidence", "length", "truncated", "ungraded")
-    before = dict.fromkeys(["avg@32", *(f"pass@{2**i}" for i in range(6)), *names], 0.5) | {"intervals": {}}
-    after = before | {"avg@32": values.pop("avg", 0.5)} | values
+    names = "avg@32 entropy ece ungraded distinct diversity overconfidence length truncated".split()
+    before = dict.fromkeys([*names, *(f"pass@{2**i}" for i in range(6))], 0.5) | {"intervals": {}}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
-    (folder / "summary.json").write_text(json.dumps({"before": before, "after": after}))
+    (folder / "summary.json").write_text(json.dumps({"before": before, "after": before | values}))
     write_lines(folder / "metrics.jsonl", [
         {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6),
          "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(9)])
 
 def test_report(tmp_path, capsys):
-    for preset, seed, avg, H in (("grpo", 0, 0.4, 0.1), ("pos_adv_entropy", 0, 0.44, 0.2),
-                                 ("grpo", 1, 0.5, 0.11), ("pos_adv_entropy", 1, 0.6, 0.21)):
-        fake_run(tmp_path / f"{preset}{seed}", f"--preset {preset} --seed {seed}", avg=avg, entropy=H, ece=-H)
-    fake_run(tmp_path / "few", "--preset grpo --num_prompts 16", avg=0.3, entropy=0.05, ece=-0.05)
-    (tmp_path / "few" / "note.txt").write_text("runs may hold other files")
+    for flags, avg, H in (("grpo --seed 0", 0.4, 0.1), ("pos_adv_entropy --seed 0", 0.44, 0.2),
+                          ("grpo --seed 1", 0.5, 0.11), ("pos_adv_entropy --seed 1", 0.6, 0.21),
+                          ("grpo --num_prompts 16", 0.3, 0.05)):
+        fake_run(tmp_path / flags, f"--preset {flags}", **{"avg@32": avg, "entropy": H, "ece": -H})
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text("{}")
     rlvr.main(["--report", str(tmp_path / "*")])
@@ -1403,20 +1316,17 @@ def test_report(tmp_path, capsys):
         ("before training", "2"), ("pos_adv_entropy", "2"), ("grpo", "2"), ("grpo-num_prompts=16", "1"),
         ("Spearman with entropy", "5")]
     assert "unfinished" in shown.err
-    assert rows["grpo"]["avg@32"] == "0.450 ± 0.071"
-    # By seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71.
-    assert rows["pos_adv_entropy"]["avg@32"] == "0.520 ± 0.113 (+15 ± 64 %)"
-    assert rows["grpo-num_prompts=16"]["avg@32"] == "0.300 (-25 %)"
-    assert rows["Spearman with entropy"]["avg@32"] == "+0.90"  # 1 - 6 (1 + 1) / (5 x 24)
-    assert rows["Spearman with entropy"]["ece"] == "-1.00"
-    assert rows["pos_adv_entropy"]["off target"] == "0.000 ± 0.000" and not rows["grpo"]["off target"]
-    assert rows["grpo"]["dH_pos"].startswith("-0.400") and rows["grpo"]["r_dH"] == "1.000 ± 0.000"
-
-def test_report_keeps_apart_what_folder_names_do_not_and_draws_a_picture(tmp_path, capsys):
-    """Models with the same last name, and configurations that differ behind the 200th character."""
-    for i, flags in enumerate(("--model one/m", "--model two/m", "--model one/m --warmup_steps 3")):
-        fake_run(tmp_path / str(i), f"{flags} --preset grpo --dataset {'d' * 200}")
-    rlvr.main(["--report", str(tmp_path / "*")])
+    for row, column, expected in (  # by seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71
+            ("grpo", "avg@32", "0.450 ± 0.071"), ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
+            ("grpo-num_prompts=16", "avg@32", "0.300 (-25 %)"), ("Spearman with entropy", "ece", "-1.00"),
+            ("Spearman with entropy", "avg@32", "+0.90"),  # 1 - 6 (1 + 1) / (5 x 24)
+            ("pos_adv_entropy", "off target", "0.000 ± 0.000"), ("grpo", "off target", ""),
+            ("grpo", "dH_pos", "-0.400 ± 0.000"), ("grpo", "r_dH", "1.000 ± 0.000")):
+        assert rows[row][column] == expected
+    # Models with the same last name, and configurations that differ behind the 200th character.
+    for flags in ("--model one/m", "--model two/m", "--model one/m --warmup_steps 3"):
+        fake_run(tmp_path / "far" / flags.replace("/", ""), f"{flags} --preset grpo --dataset {'d' * 200}")
+    rlvr.main(["--report", str(tmp_path / "far" / "*")])
     names = re.findall(r"^\| (grpo\S*)", capsys.readouterr().out, re.M)
     assert sorted(names) == [  # without what they share
         "grpo-model=one/m", "grpo-model=one/m-warmup_steps=3", "grpo-model=two/m"]
@@ -1487,28 +1397,19 @@ def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, nam
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-def cuda_policy(folders, name, *flags):
-    policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", *flags)
-    return replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
-
 @cuda
-@pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
 @pytest.mark.parametrize("flags", ["", "--gradient_checkpointing"])
-def test_cuda_sampler_and_trainer_agree_in_bf16(folders, name, flags):
-    policy = cuda_policy(folders, name, flags)
-    tokens, lengths, _, logp, _ = rlvr.sample(policy, PROMPTS, seeded(48, 200, 1), 1.0)
-    responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
-    scored, _, _ = rlvr.score(policy, [PROMPTS[i // 16] for i in range(48)], responses, 1.0)
-    assert scored.dtype == torch.float32 and (scored - logp[:, :scored.shape[1]]).abs().mean() < 0.05
-
-@cuda
 @pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
-def test_cuda_graphs_decode_token_for_token(folders, name):
-    policy = cuda_policy(folders, name)
-    for rows in (48, 30):
+def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folders, name, flags):
+    policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", flags)
+    policy = replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
+    for rows in (30, 48):
         fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), 1.0)
                       for graph in (True, False))
         assert all(map(torch.equal, fast[:3], slow[:3]))
+    responses = [row[:n] for row, n in zip(fast[0].tolist(), fast[1].tolist())]
+    logp, _, _ = rlvr.score(policy, [PROMPTS[i // 16] for i in range(48)], responses, 1.0)
+    assert logp.dtype == torch.float32 and (logp - fast[3][:, :logp.shape[1]]).abs().mean() < 0.05
 
 @cuda
 def test_cuda_two_processes_share_a_run(short, tmp_path):
