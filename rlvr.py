@@ -342,8 +342,7 @@ def sample(policy, prompts, uniforms, temperature):
     (B, T), head, device = uniforms.shape, policy.model.get_output_embeddings(), policy.device
     uniforms, stop = uniforms.to(device), torch.tensor(policy.stop_ids, device=device)
     logp, entropy = torch.zeros_like(uniforms), torch.zeros_like(uniforms)
-    tokens, lengths = logp.long(), logp.long().sum(-1)
-    finished = lengths.bool()
+    tokens, lengths, finished = logp.long(), logp.sum(-1).long(), logp.sum(-1).bool()
     look = 1 if device.type == "cpu" else 8  # looking which rows are finished waits for the GPU
 
     def next_logits():
@@ -988,11 +987,10 @@ def load_policy(c, checkpoint_folder=None):
     if Path(source, "adapter_config.json").exists():
         fail(f"--model {source}: a LoRA adapter; merge it into its model first (peft: merge_and_unload)")
     device = c.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
-    options = dict(dtype=torch.float32, output_loading_info=True)
-    if device != "cuda":  # eager attention is faster for the one query of a decoding step
-        options["attn_implementation"] = "eager"
-        if not is_demo(c.model):  # oneDNN, not MKL: twice as fast on AMD; in bf16 where a CPU has AMX for it
-            torch.set_float32_matmul_precision("medium")
+    options = dict(dtype=torch.float32, output_loading_info=True,  # eager: faster for one query, on a CPU
+                   attn_implementation=None if device == "cuda" else "eager")
+    # A CPU's products by oneDNN, on AMD twice as fast as by MKL, in fp32; on Intel, with AMX, in bf16.
+    torch.set_float32_matmul_precision("highest" if is_demo(c.model) else "medium")
     with explained(f"--model {source}: no whole model of transformers (cut off? a Git LFS pointer?)"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, info = AutoModelForCausalLM.from_pretrained(source, **options)
