@@ -70,8 +70,7 @@ def loaded(model, *flags):
     return rlvr.load_policy(config(model, *flags))
 
 def policy_of(*names):
-    flags = "--max_prompt_tokens 32 --max_new_tokens 16"
-    return pytest.fixture(params=names)(lambda folders, request: loaded(folders / request.param, flags))
+    return pytest.fixture(params=names)(lambda folders, request: loaded(folders / request.param))
 
 policy, any_policy = policy_of("qwen", "llama", "gemma", "demo"), policy_of("demo", *FAMILIES)
 
@@ -278,8 +277,7 @@ def slow_sample(policy, prompt, uniforms, temperature):
 
 def test_sampler_equals_slow_twin_in_any_batch(any_policy):
     """Rows leave at all times. At a vanishing temperature sampling is the argmax."""
-    policy = replace(any_policy, stop_ids=list(range(0, 320, 9)))
-    uniforms = seeded(48, 16, 3)
+    policy, uniforms = replace(any_policy, stop_ids=list(range(0, 320, 9))), seeded(48, 16, 3)
     tokens, lengths, finished, logp, entropy = together = rlvr.sample(policy, PROMPTS, uniforms, 0.9)
     for row, n in list(enumerate(lengths.tolist()))[::4]:
         with torch.no_grad():
@@ -505,11 +503,11 @@ def test_data_set_shapes(folders, tmp_path, shape, suffix):
      "disk": datasets.DatasetDict({"test": table}).save_to_disk}[suffix](str(file))
     c = config(folders / "llama", "--dataset", file, "--split test" if suffix == "disk" else "")
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
-    assert [len(train), len(held_out)] == [7, 1] and {p.kind for p in train} == {"math"}
-    questions = [p.prompt.split("\n")[0].removeprefix("Question: ") for p in train + held_out]
-    assert {*zip(questions, (p.answer for p in train + held_out))} == {
-        (f"What is 40 + {i}?", f"4{i}") for i in range(8)}
-    assert all(p.prompt.endswith("\nAnswer:") and "\\boxed" in p.prompt for p in train)
+    problems = train + held_out
+    assert [len(train), len(held_out)] == [7, 1] and {p.kind for p in problems} == {"math"}
+    assert {(p.prompt.split("\n")[0], p.answer) for p in problems} == {
+        (f"Question: What is 40 + {i}?", f"4{i}") for i in range(8)}
+    assert all(p.prompt.endswith("\nAnswer:") and "\\boxed" in p.prompt for p in problems)
 
 IO = {"inputs": ["2\n"], "outputs": ["4\n"]}
 TESTS = ["assert add(1) == 2", "assert add(0)"]
@@ -604,14 +602,13 @@ def test_presets_and_precedence():
         assert vars(rlvr.parse_config(command(flags))).items() >= expected.items()
 
 BAD_FLAGS = """
---learning_rate 1 | --learning_rate, --help  ¦  --preset ppo | ppo, pos_adv_entropy
---steps many | --steps, many  ¦  --group_size 1 | --group_size 1  ¦  --split test | --split, countdown
---updates_per_batch 7 | --updates_per_batch 7, --prompts_per_step 32  ¦  --temperature 0 | --temperature
---temperature nan | --temperature  ¦  --eps_low -1 | --eps_low  ¦  --lr -1 | --lr  ¦  --show nowhere | nowhere
---cov_share 2 | --cov_share 2  ¦  --num_prompts 0 | --num_prompts 0  ¦  --pos_weight 2 | --pos_weight 2
---report nowhere/* | nowhere/*, no finished run  ¦  --resume nowhere | nowhere
---pos_schedule cosine | cosine, stage  ¦  --pos_schedule stage --pos_weight 1 | --pos_weight
---preset grpo --target_entropy 0.1 | --target_entropy
+--updates_per_batch 7 | --updates_per_batch 7, --prompts_per_step 32  ¦  --pos_schedule cosine | cosine, stage
+--preset grpo --target_entropy 0.1 | --target_entropy  ¦  --pos_schedule stage --pos_weight 1 | --pos_weight
+--report nowhere/* | nowhere/*, no finished run  ¦  --learning_rate 1 | --learning_rate, --help
+--preset ppo | ppo, pos_adv_entropy  ¦  --split test | --split, countdown  ¦  --group_size 1 | --group_size 1
+--temperature nan | --temperature  ¦  --num_prompts 0 | --num_prompts 0  ¦  --temperature 0 | --temperature
+--pos_weight 2 | --pos_weight 2  ¦  --cov_share 2 | --cov_share 2  ¦  --steps many | --steps, many
+--resume nowhere | nowhere  ¦  --eps_low -1 | --eps_low  ¦  --show nowhere | nowhere  ¦  --lr -1 | --lr
 """
 
 @pytest.mark.parametrize("argv, words", cases(BAD_FLAGS))
@@ -840,10 +837,9 @@ def test_random_expressions_equal_their_value_only():
     for _ in range(300):
         numbers = [rand.randint(0, 12) for _ in range(rand.randint(2, 5))]
         latex, plain, value = random_expression(rand, numbers)
-        power = value and value**2
         near = [value, value + 1, -value, 2 * value, value + Fraction(1, 10**9)] if value else []
         for gold in {0, 1, *near}:
-            for text, v in ((latex, value), (plain, value), (f"({latex})^{{2}}", power)):
+            for text, v in ((latex, value), (plain, value), (f"({latex})^{{2}}", value and value**2)):
                 assert verify.math_reward(f"\\boxed{{{text}}}", str(gold)) == (v == gold), (text, gold)
             if gold.denominator == 1:
                 verdict = verify.countdown_reward(f"<answer>{plain}</answer>", numbers, int(gold))
@@ -860,6 +856,8 @@ def programs(table):
 GOOD_CODE = programs("""
 sq | def sq(x):↵→print('PASS')↵→return x * x  ¦  assert sum(12, 18) == 6 | def sum(a, b):↵→return b - a
 assert total(12, 18) == 30↵for i in range(3):↵→assert total(i, i) == 2 * i | total = lambda a, b: a + b
+assert gcd(4, 6) == 2 | def gcd(a, b):↵→return gcd(b, a % b) if b else a
+assert f(50) == 12586269025 | from functools import cache↵f = cache(lambda n: n if n < 2 else f(n-1) + f(n-2))
 assert Box(2).add(3) == 5 ; b = Box(1)↵assert b.n == 1 and list(b.count()) == [0] | class Box:↵\
 →def __init__(self, n): self.n = n↵→def add(self, k): return self.n + k↵→def count(self): yield 0
 assert S().f([1]) == [2] | class S:↵→def f(self, nums: List[int]) -> List[int]:↵→→return [2 * x for x in nums]
@@ -875,6 +873,7 @@ assert decode(encode('ab')) == 'ab' | encode = lambda s: s[::-1]↵decode = lamb
 """)
 REPLACED = programs("""
 assert len(primes(100)) == 25 | def primes(n):↵→return []↵def len(x):↵→return 25
+assert abs(max([1, 2]) - 2) < 1 | def max(x):↵→return 9↵def abs(x):↵→return 0
 assert math.isclose(f(), 1) | class math:↵→isclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert np.allclose(f(), 1) | class np:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
 assert isclose(f(), 1) | isclose = lambda *a, **k: True↵def f():↵→return 5
@@ -986,7 +985,8 @@ def test_the_last_fenced_block_is_the_code_and_tests_can_fail():
 def test_a_batch_keeps_its_order_and_reports_rewards_that_raise_hang_or_are_no_number():
     def reward(response):
         time.sleep({"a": 0.1, "hang": 3}.get(response, 0))
-        response == "exit" and sys.exit("bye")
+        if response == "exit":
+            sys.exit("bye")
         return {"nan": math.nan, "inf": -math.inf, "none": None}.get(response, 1 / max(0, len(response)))
 
     rewards, errors = verify.verify_batch(reward, [("a",), ("",), ("exit",), ("bb",), ("nan",), ("inf",)])
@@ -1043,7 +1043,7 @@ def assert_same_run(a, b):
 def test_command_line_run_leaves_files_that_others_open(run, folders):
     metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
     assert [m["step"] for m in metrics] == sorted({s["step"] for s in samples}) == [0, 1, 2, 3]
-    assert all(set(m) == set(METRICS) for m in metrics)  # the README's glossary has all of them and no other
+    assert len(METRICS) > 30 and all(set(m) == set(METRICS) for m in metrics)  # as in the README's glossary
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
     assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # H > target
     assert {*"prompt response reward advantage finish_reason entropy tokens".split()} <= set(samples[0])
@@ -1258,8 +1258,8 @@ def test_report(tmp_path, capsys):
     shown = capsys.readouterr()
     table = [[cell.strip() for cell in line[1:-1].split("|")] for line in shown.out.strip().splitlines()]
     rows = {row[0]: dict(zip(table[0], row)) for row in table[2:]}
-    assert [row["run"] + row["seeds"] for row in rows.values()] == [
-        "before training2", "pos_adv_entropy2", "grpo2", "grpo-num_prompts=161", "Spearman with entropy5"]
+    assert ", ".join(f"{row['run']} {row['seeds']}" for row in rows.values()) == (
+        "before training 2, pos_adv_entropy 2, grpo 2, grpo-num_prompts=16 1, Spearman with entropy 5")
     assert "unfinished" in shown.err
     for row, column, expected in (  # by seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71
             ("grpo", "avg@32", "0.450 ± 0.071"), ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
