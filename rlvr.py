@@ -1280,10 +1280,10 @@ def draw(logs, file):
         return print("no picture: it needs one more package, pip install matplotlib", file=sys.stderr)
     figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
     for ax, name in zip(axes.flat, ("entropy", "reward", "lambda", "solved")):
-        curves = logs.pivot_table(name, "step", "run", sort=False)
         smooth = 1 if name == "lambda" else 9  # one batch is noise: mean of nine steps
-        curves.rolling(smooth, 1, center=True).mean().plot(ax=ax, title=name, colormap="tab20", legend=False)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        curves = logs.pivot_table(name, "step", "run", sort=False).rolling(smooth, 1, center=True).mean()
+        curves.plot(ax=ax, title=name, colormap="tab20", legend=False)
+    figure.legend(handles=ax.get_lines(), loc="outside lower center", ncols=1 + 75 // logs.run.str.len().max())
     figure.savefig(file, dpi=100)
 
 def show(folder, step=None):
