@@ -1273,7 +1273,7 @@ def report(patterns):
     draw(pd.concat([log for _, _, log in runs]), Path(patterns[0]).parent / "report.png")
 
 def draw(logs, file):
-    """A picture of the logs: a line per configuration, the mean of its seeds."""
+    """A picture of the logs: a line per configuration, the mean of its seeds; a legend as wide as fits."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -1283,7 +1283,7 @@ def draw(logs, file):
         smooth = 1 if name == "lambda" else 9  # one batch is noise: mean of nine steps
         curves = logs.pivot_table(name, "step", "run", sort=False).rolling(smooth, 1, center=True).mean()
         curves.plot(ax=ax, title=name, colormap="tab20", legend=False)
-    figure.legend(handles=ax.get_lines(), loc="outside lower center", ncols=1 + 75 // logs.run.str.len().max())
+    figure.legend(handles=ax.get_lines(), loc="outside lower center", ncols=1 + 75 // logs.run.map(len).max())
     figure.savefig(file, dpi=100)
 
 def show(folder, step=None):
