@@ -124,7 +124,8 @@ def test_loss_and_gradient_equal_their_twin():
             expected -= w * min(r * a, min(max(r, 1 - low), 1 + high) * a)
             gradient[b, t], clipped = 0 if dead else -w * r * a, clipped + dead
         c = knobs(eps_low=low, eps_high=high, neg_weight=neg_weight)
-        loss, sums = rlvr.policy_loss(logp, old, A, mask, 20, c, lam, 0.0)
+        loss = rlvr.policy_loss(logp, old, A[:, None], mask, 20, c, lam)
+        sums = rlvr.loss_sums(logp, old, A[:, None], mask, 20, c, lam, torch.zeros(4, 5))
         loss.backward()
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert torch.allclose(logp.grad, gradient, rtol=1e-4) and (clipped > 0) == (high < math.inf)
@@ -137,10 +138,11 @@ def test_dH_is_the_entropy_change_of_a_small_step():
     logits, targets, eta = (2 * torch.randn(12, 6)).requires_grad_(), torch.randint(0, 6, (12,)), 1e-4
     head = torch.nn.Linear(6, 6, bias=False)
     head.weight.data = torch.eye(6)
-    logp, _, push = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
+    logp, _, sharpening = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
     old = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T  # some ratios are clipped, on both sides
     A, c = torch.tensor([1.0, -1.0, 2.0, -0.5]), knobs(eps_low=0.1, eps_high=0.1)
-    loss, sums = rlvr.policy_loss(logp, old, A, torch.ones(4, 3, dtype=torch.bool), 12, c, 0.5, push)
+    args = logp, old, A[:, None], torch.ones(4, 3, dtype=torch.bool), 12, c, 0.5
+    loss, sums = rlvr.policy_loss(*args), rlvr.loss_sums(*args, sharpening)
     assert sums["clip_pos"] and sums["clip_neg"] and sums["dH_pos"] and sums["dH_neg"]
     loss.backward()
     start, step = logits.detach().double(), -eta * logits.grad.double()
@@ -150,7 +152,7 @@ def test_dH_is_the_entropy_change_of_a_small_step():
 def variant(tokens, **values):
     logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
     mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
-    return rlvr.variants(knobs(**values), torch.tensor(tokens["A"])[:, None].expand(mask.shape), logp,
+    return rlvr.other_methods(knobs(**values), torch.tensor(tokens["A"])[:, None].expand(mask.shape), logp,
                          entropy, mask, 3)
 
 def test_methods_that_the_paper_compares():
@@ -182,11 +184,11 @@ def policy_gradient(policy, prompts, responses, A, split, pad=0):
         logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
         mask = torch.tensor([[t < len(responses[i]) for t in range(logp.shape[1])] for i in rows])
         old, tokens = (logp + 0.1 * mask).detach(), sum(map(len, responses))
-        rlvr.policy_loss(logp, old, A[rows], mask, tokens, knobs(), 0.5, 0.0)[0].backward()
+        rlvr.policy_loss(logp, old, A[rows][:, None], mask, tokens, knobs(), 0.5).backward()
     return gradient_of(policy)
 
 # Prompts, two of them the same, and responses; 0 is pad or eos somewhere.
-ROWS = ([[5, 6, 7], [4, 0, 9, 10, 11, 12, 13, 14, 15], [5, 6, 7], [13, 8, 8]],
+ROWS = ([(5, 6, 7), (4, 0, 9, 10, 11, 12, 13, 14, 15), (5, 6, 7), (13, 8, 8)],
         [[3, 4, 5, 6, 7, 8], [9], [0, 10, 11, 0], [12] * 8])
 
 def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
@@ -233,7 +235,7 @@ def test_chunked_head_equals_dense_twin(temperature):
 def slow_score(model, prompts, responses, temperature):
     """Each row alone through the whole model, without padding, cache or chunks -> [(logp, entropy)]."""
     for p, r in zip(prompts, responses):
-        logits = model(torch.tensor([p + r])).logits[0, len(p) - 1:-1].float()
+        logits = model(torch.tensor([[*p, *r]])).logits[0, len(p) - 1:-1].float()
         dense = torch.log_softmax(logits / temperature, -1)
         yield dense[torch.arange(len(r)), torch.tensor(r)], -(dense.exp() * dense).sum(-1)
 
@@ -258,7 +260,7 @@ def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
 
 # -------------------------------------------------------------------------------------------------- sampler
 
-PROMPTS = [[5, 6, 7], [4, 0, 9, 10, 11, 12], [13]]  # unequal lengths, one with the pad or eos id inside
+PROMPTS = [(5, 6, 7), (4, 0, 9, 10, 11, 12), (13,)]  # unequal lengths, one with the pad or eos id inside
 
 def seeded(rows, columns, seed):
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
@@ -308,6 +310,9 @@ class Tape(TorchDispatchMode):
         return out
 
     def replay(self):
+        if self.fresh:  # recording has done this step
+            self.fresh = False
+            return
         Tape.replays.append(self)
         for function, args, kwargs, out in self.calls:
             for old, new in zip(*map(torch.utils._pytree.tree_leaves, (out, function(*args, **kwargs)))):
@@ -319,17 +324,14 @@ def test_graphs_decode_token_for_token(policy, monkeypatch):
     policy = replace(policy, stop_ids=list(range(0, 320, 9)))
     steps = [rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0) for n in (42, 30)]
 
-    def taped(policy, function):
-        yield function()
+    def taped(function):
         with (tape := Tape()):
-            tape.calls = []
+            tape.calls, tape.fresh = [], True
             result = function()
-        yield result  # recording has done this step
-        while True:
-            tape.replay()
-            yield result
+        return tape, result
 
-    monkeypatch.setattr(rlvr, "repeat", taped)
+    monkeypatch.setattr(rlvr, "capture", taped)
+    policy = replace(policy, by_graph=True)
     for one_by_one, n in zip(steps, (42, 30)):
         by_graph = rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0)
         assert all(map(torch.equal, one_by_one[:3], by_graph[:3]))
@@ -342,7 +344,7 @@ def test_cost_follows_the_tokens_produced(policy):
     shapes = []
     hook = policy.model.base_model.register_forward_hook(
         lambda module, args, out: shapes.append(tuple(out.last_hidden_state.shape[:2])))
-    prompts, responses = [[5, 6, 7]] * 3 + [[9, 10, 11, 12, 13]] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
+    prompts, responses = [(5, 6, 7)] * 3 + [(9, 10, 11, 12, 13)] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
     assert rlvr.score(policy, prompts, responses, 1.0)[0].shape == (5, 30) and shapes == [(2, 5), (5, 29)]
     short = replace(policy, stop_ids=list(range(0, 320, 5)))
     lengths = rlvr.sample(short, PROMPTS, seeded(300, 16, 4), 1.0)[1]
@@ -367,7 +369,7 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     with torch.no_grad():
         scored = torch.stack(rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)[:2])
     assert torch.allclose(scored, torch.stack([whole.logp, whole.entropy]) * whole.mask, atol=1e-4)
-    grids = rlvr.score_all(policy, whole, range(12), c)  # in micro-batches, nothing outside the responses
+    grids = torch.stack(rlvr.score_all(policy, whole, range(12), c))  # in micro-batches, nothing outside the responses
     assert torch.allclose(grids, scored, atol=1e-4)
 
 # --------------------------------------------------------- advantages, pass@k, schedules, evaluation, rewards
@@ -434,24 +436,25 @@ def test_evaluate_counts(policy, monkeypatch):
     assert list(evaluate(3))[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
 
 def judged(texts, reward, finished=None):
-    return rlvr.judge(SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
-                                      texts=texts, finished=finished or [True] * len(texts)), reward)
+    rollouts = SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
+                               texts=texts, finished=finished or [True] * len(texts))
+    return rollouts, *rlvr.judge(rollouts, reward)
 
 def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(monkeypatch):
     reward = lambda text, problem: {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
     texts = ["right", "wrong", "odd", "wrong", "nan", "right"]
     with pytest.warns(UserWarning, match="left out"):
-        rewards, errors = rlvr.rewards_of(judged(texts, reward))
+        rewards, errors = rlvr.rewards_of(*judged(texts, reward))
     assert rewards.isnan().tolist() == [False, False, True, False, True, False]
     assert errors == {2: "KeyError: 'odd'", 4: "ValueError: the reward is nan, no finite number"}
     advantage = rlvr.advantages(rewards.view(3, 2))
     assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
-    assert "no response can be judged: KeyError" in stop_of(rlvr.rewards_of, judged(["odd"] * 6, reward))
+    assert "no response can be judged: KeyError" in stop_of(rlvr.rewards_of, *judged(["odd"] * 6, reward))
     monkeypatch.setattr(verify.verify_batch, "__defaults__", (0.2,))  # patience, seconds
     assert "the reward function hangs" in stop_of(judged, texts, lambda text, problem: time.sleep(1))
     for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
         rewards = judged(["\\boxed{4}"] * 2, reward, [True, False])  # a cut-off response never gets the best
-        assert rlvr.rewards_of(rewards)[0].tolist() == expected
+        assert rlvr.rewards_of(*rewards)[0].tolist() == expected
 
 def test_a_reward_gets_what_it_names(tmp_path):
     (tmp_path / "neighbour.py").write_text("bonus = 2")
