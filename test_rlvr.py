@@ -719,6 +719,9 @@ x > 3 | 3 < x  ¦  x \ne 3 | 3 \ne x  ¦  36 | 3 dozen  ¦  \bar x = 3, y = 2 | 
 x \ne -1 | (-\infty,-1)\cup(-1,\infty)  ¦  \binom{2n}{n} | \frac{(2n)!}{n!\,n!}  ¦  \text{2:45 PM} | 2:45 p.m.
 \sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}  ¦  \frac{2018!}{2} | \frac{1}{2}\cdot 2018!
 n - \lfloor n/2 \rfloor | -\lfloor \frac{n}{2} \rfloor + n  ¦  x\sqrt{x} | \sqrt{x^3}  ¦  (2,-1) | x=2, y=-1
+12 | 12^{\text{th}}  ¦  \dbinom{n}{2} | {n \choose 2}  ¦  \sqrt{a}\sqrt{b} | \sqrt{ab}  ¦  0.005 | 5 thousandths
+B | \text{(B) } 42  ¦  B | Option B  ¦  5 feet 11 inches | 5 ft 11 in  ¦  0 | \sin\pi  ¦  11100 | 11,\! 100
+x=1, y=2 | y=2, x=1  ¦  0 | \sin^2 x+\cos^2 x-1  ¦  2F_{16} | 2F_{16}  ¦  y=2x+1 | 2y=4x+2  ¦  5 lbs | 5 pounds
 """
 WRONG = r"""
 x < 3 | 3 < x  ¦  1 | ①  ¦  \bar{x} | \bar{X}  ¦  2 | \begin{vmatrix}1&2\\3&4\end{vmatrix}  ¦  42 | 4 2
@@ -738,12 +741,16 @@ a_{n+1}=3a_n | a_{n-1}=3a_n  ¦  f(2)=9 | f(3)=9  ¦  \lceil \frac{n}{5} \rceil 
 \lfloor \frac{n}{3} \rfloor | \lfloor \frac{n+1}{3} \rfloor  ¦  \log_4 8 = \frac32 | \log_4 80 = \frac32
 35,000 | 35,0000  ¦  0, \pm 3 | -3, 3  ¦  3 \pmod 7 | 4 \pmod 7  ¦  \{x \mid x > 2\} | [2,\infty)
 \binom{2n}{n} | \binom{2n}{n+1}  ¦  \frac23, 1 | \frac23
+y=2x+1 | y=y+0x  ¦  x=5 | x=x  ¦  y=2x+1 | \sqrt{x}+\sqrt{y}=5  ¦  x+y<3 | \sqrt{x}+\sqrt{y}<1  ¦  act | cat
+AB=3, BC=4 | AB=4, BC=3  ¦  f(x)=2x, g(x)=x | f(x)=x, g(x)=2x  ¦  3R2 | 2R3  ¦  2F_{16} | F2_{16}  ¦  y(0) | 0
+7 hours 30 minutes | 30 hours 7 minutes  ¦  f(2)+f(3) | 5f  ¦  A2 | 2A  ¦  5 | 5 millions  ¦  3 | 3 eighths
+10,000 | 10 or 0  ¦  B | A) 1, B) 2  ¦  x^2 | x^2+\sin(\pi x)\cdot 0!  ¦  0 | e^{-200}  ¦  E | \mathrm{E}*2
 """
 BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1",
          "x^{1000000}", "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x",
          "1," * 50000, "\\" * 90000, "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30,
          "9" + "!" * 200, "\\left[" * 9999, "[" * 99 + "1" + "]" * 99, "0.(" + "9" * 40 + ")...",
-         "+".join(["2400!"] * 90), "3^{99999}" * 60]
+         "+".join(["2400!"] * 90), "3^{99999}" * 60, "+".join(["x^{20000}"] * 50)]
 
 @pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
 def test_math_answers(table, verdict):
@@ -759,7 +766,9 @@ EXTRACTED = r"""
 1 | <think>\boxed{42}</think> Done.  ¦  0 | <think>\boxed{42}</think> The answer is 41.  ¦  0 | ↵
 0 | #### 42↵#### 43  ¦  0 | It is 42.  ¦  0 | The answer is 42 or 43.  ¦  0 | The answer is 142.
 0 | \boxed{42} or \boxed{43}  ¦  0 | \boxed{42} \boxed{  ¦  0 | \boxed{42  ¦  0 | \boxed{}
-0 | The answer is between 41 and 43.  ¦  0 | \boxed{\text{answer}}
+0 | The answer is between 41 and 43.  ¦  0 | \boxed{\text{answer}}  ¦  1 | The answer is:↵\[↵42↵\]
+1 | The answer is `42`, not 43.  ¦  1 | \boxed{**42**}  ¦  1 | The answer is 42 (since 6*7=42).
+1 | Answer: 42<|im_end|>  ¦  1 | \boxed{The final answer is 42.}  ¦  1 | \boxed{\text{The answer is } 42}
 """
 
 def test_one_final_answer_is_extracted_and_what_is_judged_can_be_shown():
@@ -872,6 +881,11 @@ try:↵→f(-1)↵except ValueError:↵→pass↵else:↵→assert False | def f
 import math↵assert math.isclose(f(3, 4), 5) | import math↵def f(a, b):↵→return math.hypot(a, b)
 assert isclose(half(3), 1.5) | from math import isclose↵def half(x):↵→return x / 2
 assert price(1) == 2.5 | from decimal import Decimal↵def price(x):↵→return Decimal('2.50')
+from math import isclose↵r = f(2)↵assert isclose(r, 4) | def f(x):↵→return 4
+for a in range(3):↵→assert gcd(a, 2 * a) == a | from math import gcd
+try:↵→f()↵except ValueError as e:↵→assert str(e) == 'no' | class E(ValueError): pass↵def f():↵→raise E('no')
+assert f(range(4), 6) == 2 | def f(r, n):↵→return gcd(len(deque(r)), n)
+assert f() == 1 | from dataclasses import dataclass↵@dataclass↵class N:↵→v: int↵→n: 'N' = None↵f = lambda: N(1).v
 assert decode(encode('ab')) == 'ab' | encode = lambda s: s[::-1]↵decode = lambda s: s[::-1]
 """)
 REPLACED = programs("""
@@ -884,6 +898,11 @@ assert f() != 0 | class E:↵→pass↵def f():↵→return E()  ¦  assert f() 
 assert Counter(f()) == Counter([1]) | class Counter(int):↵→pass↵def f():↵→return 1
 assert set(f(9)) == {2, 3} | import builtins↵builtins.set = lambda x: {2, 3}↵def f(n):↵→return []
 def check(f):↵→assert f(2) == 4↵check(sq) | def check(f):↵→pass↵def sq(x):↵→return 0
+r = f(2)↵assert isclose(r, 4) | isclose = lambda *a: True↵def f(x):↵→return 0
+assert numpy.allclose(f(), 1) | class numpy:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
+def check(f):↵→assert same(f(1), node(2))↵check(S().f) | same = lambda *a: True↵node = abs↵class S:↵→f = abs
+assert sum([1, 2]) == round(3.2) | sum = len↵round = lambda x: 2
+for a in range(3):↵→assert gcd(a, 2 * a) == a | pass
 """)  # what judges a solution is not the solution's
 BAD_CODE = programs("""
 sq | def sq(x):↵→return 2 * x  ¦  sq | pass  ¦  sq | def sq(x):↵→return sq(x)  ¦  sq | def sq(x):↵→quit()
@@ -900,6 +919,7 @@ sq | from glob import glob↵from contextlib import suppress↵def sq(x):↵→f
 glob('/proc/[0-9]*/[ce][mn][dv]*'):↵→→with suppress(OSError):↵→→→s = open(p, errors='ignore').read()↵\
 →→→if f'assert sq({x}) == ' in s:↵→→→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
 sq | class P:↵→__repr__ = lambda s: '9'↵→__reduce__ = lambda s: (open, ('P', 'w'))↵sq = lambda x: P()
+sq | import os↵p = os.getppid()↵os.write(os.open(f'/proc/{p}/fd/1', 1), b'PASS\\n')↵os.kill(p, 9)
 sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)  ¦  sq | import os↵def sq(x):↵→os._exit(0)
 """)
 LIMITS = programs("""
@@ -925,9 +945,10 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
-    if request.param == "namespaces" and not verify.sandbox():
+    if request.param == "namespaces" and verify.sandbox() != verify.UNSHARE:
         pytest.skip("unshare does not work here")
-    monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else [])
+    plain = verify.POWERLESS if os.geteuid() == 0 else []
+    monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else plain)
 
 @linux
 @pytest.mark.parametrize("pairs, verdict", [(GOOD_CODE, 1.0), (REPLACED + BAD_CODE, 0.0), (LIMITS, 0.0)])
@@ -937,7 +958,7 @@ def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monk
                                       [(code, tests) for tests, code in pairs])
     assert verdicts == [verdict] * len(pairs)
     assert not left_over() and not list(tmp_path.iterdir())
-    if verify.sandbox():  # then there is no network
+    if verify.sandbox() == verify.UNSHARE:  # then there is no network
         code = "import socket\nf = lambda: [name for _, name in socket.if_nameindex()]"
         assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
 
