@@ -1,4 +1,5 @@
-"""Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
+"""Tests of behaviour: no network, no GPU needed. Every fast path has a twin here that is slow and
+obviously right, and the two agree."""
 import dataclasses, glob, itertools, json, math, multiprocessing, os, random
 import re, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import suppress
@@ -9,7 +10,9 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 HOME = tempfile.TemporaryDirectory()  # an empty one: no hub, no cache
-os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=HOME.name, TOKENIZERS_PARALLELISM="false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = HOME.name
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
@@ -20,45 +23,96 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rlvr
 import verify
 
-torch.set_float32_matmul_precision = Mock()  # bf16, where a CPU has it, would be too far from a twin
+# bf16, where a CPU has it, would be too far from a twin.
+torch.set_float32_matmul_precision = Mock()
+
 HERE = Path(__file__).parent
-CORPUS = ["What is 12 + 30? The answer is 42.", "3 cars of 20 seats.", "def add(a, b): return a + b"]
-CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
-SIZES = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.4)
-OWN = dict(gemma=dict(head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
-           qwen3=dict(head_dim=8), phi3=dict(pad_token_id=0), mixtral=dict(num_local_experts=3))
-FAMILIES = dict(qwen=tf.Qwen2ForCausalLM, llama=tf.LlamaForCausalLM, gemma=tf.Gemma3ForCausalLM,
-                gpt2=tf.GPT2LMHeadModel, qwen3=tf.Qwen3ForCausalLM, falcon=tf.FalconForCausalLM,
-                phi3=tf.Phi3ForCausalLM, mixtral=tf.MixtralForCausalLM)
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
+
+# ---------------------------------------------------------------------------- models, runs, helpers
+
+CORPUS = [
+    "What is 12 + 30? The answer is 42.",
+    "3 cars of 20 seats.",
+    "def add(a, b): return a + b",
+]
+CHATML = (
+    "{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+VOCABULARY = 320
+SIZES = dict(
+    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+    initializer_range=0.4,  # large enough that random weights prefer some tokens to others
+)
+SLIDING = dict(
+    head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+FAMILIES = {  # small models with random weights: class, what its config needs besides SIZES
+    "qwen": (tf.Qwen2ForCausalLM, {}),
+    "llama": (tf.LlamaForCausalLM, {}),
+    "gemma": (tf.Gemma3ForCausalLM, SLIDING),
+    "gpt2": (tf.GPT2LMHeadModel, {}),
+    "qwen3": (tf.Qwen3ForCausalLM, dict(head_dim=8)),
+    "falcon": (tf.FalconForCausalLM, {}),
+    "phi3": (tf.Phi3ForCausalLM, dict(pad_token_id=0)),
+    "mixtral": (tf.MixtralForCausalLM, dict(num_local_experts=3)),
+}
+
+# Rewards that a policy with random weights can get.
+OWN_REWARDS = """
+def odd(response, answer):
+    return len(response) % 2
+
+def same(response, answer):
+    return 0
+
+def one(response, answer):
+    return 1
+
+def few(response, answer):
+    return float(len(response) < 12)
+"""
 
 def bpe_tokenizer(pad_is_eos, chat_template=None):
+    special = ["<|im_end|>"]
+    if not pad_is_eos:
+        special += ["<|im_start|>", "<pad>"]
+
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    special = ["<|im_end|>"] if pad_is_eos else ["<|im_end|>", "<|im_start|>", "<pad>"]
-    core.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return tf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>",
-                                      chat_template=chat_template, pad_token=special[-1])
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    core.train_from_iterator(CORPUS, trainer)
+
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token=special[-1],
+        chat_template=chat_template)
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Saved policies, one with a chat template, two whose pad token is their eos token; rewards."""
+    """A folder with a saved policy of each family, with a demo that has hardly been pretrained, and
+    with own.py. One policy has a chat template, two have a pad token that is their eos token."""
     root = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
-    for name, model in FAMILIES.items():
-        tokenizer = bpe_tokenizer(name in ("llama", "gpt2"), CHATML if name == "qwen" else None)
-        model = model(model.config_class(**SIZES | OWN.get(name, {})))
+    for name, (model_class, own) in FAMILIES.items():
+        model = model_class(model_class.config_class(**SIZES, **own))
+        pad_is_eos = name in ("llama", "gpt2")
+        chat_template = CHATML if name == "qwen" else None
+        tokenizer = bpe_tokenizer(pad_is_eos, chat_template)
         rlvr.Policy(model, tokenizer, [0]).save(root / name)
+
     rlvr.pretrain_demo(root / "demo", steps=3, batch=16)
-    (root / "own.py").write_text(
-        "odd = lambda response, answer: len(response) % 2\nsame = lambda response, answer: 0\n"
-        "few = lambda response, answer: float(len(response) < 12)\none = lambda response, answer: 1\n")
+    (root / "own.py").write_text(OWN_REWARDS)
     return root
 
 def command(*flags):
+    """Flags, several in a text or one, -> the list that a shell would make of them."""
     return " ".join(map(str, flags)).split()
 
 SMALL = "--max_prompt_tokens 100 --max_new_tokens 8"  # what fits the context of 256
@@ -69,17 +123,36 @@ def config(model, *flags):
 def loaded(model, *flags):
     return rlvr.load_policy(config(model, *flags))
 
-def policy_of(*names):
-    return pytest.fixture(params=names)(lambda folders, request: loaded(folders / request.param))
+@pytest.fixture(params=["qwen", "llama", "gemma", "demo"])
+def policy(folders, request):
+    return loaded(folders / request.param)
 
-policy, any_policy = policy_of("qwen", "llama", "gemma", "demo"), policy_of("demo", *FAMILIES)
+@pytest.fixture(params=["demo", *FAMILIES])
+def any_policy(folders, request):
+    return loaded(folders / request.param)
 
-def read_lines(file, drop=("seconds", "peak_memory")):
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(drop)}
-            for line in Path(file).read_text().splitlines()]
+def stopping_at_every(number, policy):
+    """The policy with so many stop tokens that its responses have all lengths."""
+    return replace(policy, stop_ids=list(range(0, VOCABULARY, number)))
+
+def read_lines(file):
+    """The records of a JSON Lines file."""
+    with open(file) as lines:
+        return [json.loads(line) for line in lines]
+
+VARYING = (*rlvr.STAGES, "peak_memory")  # what no two runs have in common
+
+def read_log(folder, name="metrics.jsonl"):
+    """The records of a run's log that another run with the same numbers would have, too."""
+    records = read_lines(folder / name)
+    for record in records:
+        for name in VARYING:
+            record.pop(name, None)
+    return records
 
 def write_lines(file, rows):
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in rows]
+    file.write_text("".join(lines))
     return file
 
 def cases(table):
@@ -87,24 +160,36 @@ def cases(table):
     return [line.split(" | ") for line in re.split(r"\s*¦\s*|\n", table.strip("\n"))]
 
 def go(out, *flags):
+    """Run with these flags and write to `out` -> its log."""
     rlvr.main(command(*flags, "--output_dir", out))
-    return read_lines(out / "metrics.jsonl")
+    return read_log(out)
 
 def stop_of(function, *args):
-    """The one line with which a call stops, or None."""
+    """The one line with which a call stops, or None if it does not stop."""
     try:
         function(*args)
     except SystemExit as stop:
-        assert isinstance(stop.code, str) and stop.code.startswith("rlvr.py: ") and "\n" not in stop.code
+        assert isinstance(stop.code, str)
+        assert stop.code.startswith("rlvr.py: ")
+        assert "\n" not in stop.code
         return stop.code
 
-def message_of(*argv):
-    return stop_of(rlvr.main, command(*argv)) or pytest.fail("it did not stop")
+def message_of(*flags):
+    """The one line with which a program with these flags stops."""
+    message = stop_of(rlvr.main, command(*flags))
+    assert message, "it did not stop"
+    return message
+
+def assert_words(message, *words):
+    for word in words:
+        assert word in message
 
 def weights(folder):
-    return torch.cat([p.flatten() for p in tf.AutoModelForCausalLM.from_pretrained(folder).parameters()])
+    """All weights of a saved model, in one row."""
+    model = tf.AutoModelForCausalLM.from_pretrained(folder)
+    return torch.cat([p.flatten() for p in model.parameters()])
 
-# ---------------------------------------------------------------------------------------------------- loss
+# --------------------------------------------------------------------------------------------- loss
 
 def knobs(**values):
     return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0,
@@ -208,7 +293,7 @@ def test_micro_batches_hold_the_budget_and_every_row():
     assert max(costs) <= 64 and sum(costs) / len(costs) > 48  # full ones, with each prompt counted once
     assert rlvr.micro_batches([119], prompts, responses, 4) == [[119]]  # a row over the budget goes alone
 
-# ------------------------------------------------------------------------------- log-probability and entropy
+# ---------------------------------------------------------------------- log-probability and entropy
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_chunked_head_equals_dense_twin(temperature):
@@ -258,7 +343,7 @@ def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
         padded = torch.nn.utils.rnn.pad_sequence(slow, batch_first=True)
         assert torch.allclose(fast, padded, atol=1e-4)  # and nothing outside the responses
 
-# -------------------------------------------------------------------------------------------------- sampler
+# ------------------------------------------------------------------------------------------ sampler
 
 PROMPTS = [(5, 6, 7), (4, 0, 9, 10, 11, 12), (13,)]  # unequal lengths, one with the pad or eos id inside
 
@@ -372,7 +457,7 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     grids = torch.stack(rlvr.score_all(policy, whole, range(12), c))  # in micro-batches, nothing outside the responses
     assert torch.allclose(grids, scored, atol=1e-4)
 
-# --------------------------------------------------------- advantages, pass@k, schedules, evaluation, rewards
+# ----------------------------------------------- advantages, pass@k, schedules, evaluation, rewards
 
 def test_advantages():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.3] * 4, [0.0, 0.0, 0.0, 1.0]])
@@ -464,231 +549,501 @@ def test_a_reward_gets_what_it_names(tmp_path):
     problem = rlvr.Problem("prompt", [], 10, "math", {"x": 100})
     assert [rlvr.load_reward(f"{tmp_path}/own.py:{name}")("abc", problem) for name in "fg"] == [109, 13]
 
-# ------------------------------------------------------------------------------------------------- problems
+# ------------------------------------------------------------------------------------ the countdown
 
-def test_countdown_problems_are_solvable_distinct_and_seeded():
+def test_countdown_rows_are_distinct_whatever_the_order_of_their_numbers():
     rows = list(rlvr.countdown_rows(300))
-    assert len({(*sorted(row["answer"]["numbers"]), row["answer"]["target"]) for row in rows}) == 300
-    assert rows == list(rlvr.countdown_rows(300))
+    seen = set()
+    for row in rows:
+        numbers = sorted(row["answer"]["numbers"])
+        seen.add((*numbers, row["answer"]["target"]))
+    assert len(rows) == len(seen) == 300
+
+def test_countdown_rows_are_the_same_every_time():
+    assert list(rlvr.countdown_rows(300)) == list(rlvr.countdown_rows(300))
+
+def test_more_countdown_rows_than_there_are_stop_with_a_message():
+    assert "not 14001" in stop_of(next, rlvr.countdown_rows(14001))
+
+def test_random_calculations_are_right_by_the_verifier():
     rand = random.Random(1)
     for _ in range(300):
         numbers, target, steps = rlvr.random_calculation(rand)
-        assert verify.countdown_reward(steps, numbers, target) == 1.0 and 1 <= target <= 99
-    assert "not 14001" in stop_of(next, rlvr.countdown_rows(14001))
+        assert verify.countdown_reward(steps, numbers, target) == 1.0
+        assert 1 <= target <= 99
 
-def test_a_saved_demo_policy_is_the_demo_again(folders):
-    c, policy = config(folders / "demo", "--num_prompts 200 --eval_prompts 20"), loaded(folders / "demo")
-    assert c.lr == rlvr.DEMO["lr"] and config(folders / "qwen").lr != c.lr
-    train, held_out = rlvr.load_problems(c, policy)
-    assert train[0].prompt == rlvr.compact_countdown(**train[0].answer)
-    few = rlvr.load_problems(rlvr.parse_config(command("--num_prompts 16")), policy)
-    assert [*map(len, (train, held_out, *few))] == [200, 20, 16, 256]  # all held-out prompts are still there
-    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
-    assert all(p.row["answer"] == p.answer for p in train)  # for a reward that asks for it
-    text, tokenizer = "3,15,7=26:15-3=12,12*7=84", policy.tokenizer
-    assert len(tokenizer.encode(text)) == len(text)
-    assert tokenizer.decode(tokenizer.encode(text + tokenizer.eos_token), skip_special_tokens=True) == text
+def test_a_saved_demo_is_recognised(folders):
+    assert config(folders / "demo").lr == rlvr.DEMO["lr"]
+    assert config(folders / "qwen").lr != rlvr.DEMO["lr"]
 
-SHAPES = {  # a row, what its answer is read as
-    "gsm8k": {"question": "What is 40 + {i}?", "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}"},
-    "math": {"problem": "What is 40 + {i}?", "solution": "\\boxed{{4}}, no: \\boxed{{4{i}}}.", "level": "1"},
-    "math500": {"problem": "What is 40 + {i}?", "solution": "Hence \\boxed{{0}}", "answer": "4{i}"},
-    "plain": {"prompt": "What is 40 + {i}?", "answer": "4{i}"}}
-
-@pytest.mark.parametrize("shape, suffix", [*itertools.product(SHAPES, ["jsonl"]), ("gsm8k", "parquet"),
-                                           ("plain", "csv"), ("math", "json"), ("plain", "disk")])
-def test_data_set_shapes(folders, tmp_path, shape, suffix):
-    import datasets
-    rows = [{k: v.format(i=i) for k, v in SHAPES[shape].items()} for i in range(8)]
-    table, file = datasets.Dataset.from_list(rows), tmp_path / f"data.{suffix}"
-    {"jsonl": table.to_json, "parquet": table.to_parquet, "csv": table.to_csv,
-     "json": lambda path: file.write_text(json.dumps(rows)),
-     "disk": datasets.DatasetDict({"test": table}).save_to_disk}[suffix](str(file))
-    c = config(folders / "llama", "--dataset", file, "--split test" if suffix == "disk" else "")
+def test_the_demo_gets_its_own_form_of_prompt(folders):
+    c = config(folders / "demo", "--num_prompts 200 --eval_prompts 20")
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
-    problems = train + held_out
-    assert [len(train), len(held_out)] == [7, 1] and {p.kind for p in problems} == {"math"}
-    assert {(p.prompt.split("\n")[0], p.answer) for p in problems} == {
-        (f"Question: What is 40 + {i}?", f"4{i}") for i in range(8)}
-    assert all(p.prompt.endswith("\nAnswer:") and "\\boxed" in p.prompt for p in problems)
+    for problem in train + held_out:
+        assert problem.prompt == rlvr.compact_countdown(**problem.answer)
+        assert problem.row["answer"] == problem.answer  # for a reward that asks for it
 
-IO = {"inputs": ["2\n"], "outputs": ["4\n"]}
-TESTS = ["assert add(1) == 2", "assert add(0)"]
+def test_the_demo_reads_single_characters(folders):
+    tokenizer = loaded(folders / "demo").tokenizer
+    text = "3,15,7=26:15-3=12,12*7=84"
+    assert len(tokenizer.encode(text)) == len(text)
 
-@pytest.mark.parametrize("cell, kind, answer", [  # as in DAPO-Math-17k, TinyZero, MBPP, APPS
-    ({"ground_truth": "5", "style": "rule"}, "math", "5"), (["10", "ten"], "math", ["10", "ten"]),
-    ({"ground_truth": {"target": 3, "numbers": [1, 2]}}, "countdown", {"target": 3, "numbers": [1, 2]}),
-    (TESTS, "code", {"tests": TESTS}), (json.dumps(IO), "code", IO), (7, "math", "7"),
-    (json.dumps({"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}), "code",
-     {"tests": ["assert add(*[1, 2]) == 3"]})])
+    ended = tokenizer.encode(text + tokenizer.eos_token)
+    assert tokenizer.decode(ended, skip_special_tokens=True) == text
+
+# --------------------------------------------------------------------------------- held-out prompts
+
+def test_held_out_prompts_are_not_trained_on(folders):
+    c = config(folders / "demo", "--num_prompts 200 --eval_prompts 20")
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
+    trained_on = {problem.prompt for problem in train}
+    assert len(train) == len(trained_on) == 200
+    assert len(held_out) == 20
+    for problem in held_out:
+        assert problem.prompt not in trained_on
+
+def test_few_prompts_to_train_on_leave_all_held_out_ones(folders):
+    c = rlvr.parse_config(command("--num_prompts 16"))
+    train, held_out = rlvr.load_problems(c, loaded(folders / "demo"))
+    assert len(train) == 16
+    assert len(held_out) == 256
+
+# ---------------------------------------------------------------------------------------- data sets
+
+QUESTION = "What is 40 + {i}?"
+FORMS = {  # a row of each form of data set; the answer to be read from it is 4{i}
+    "gsm8k": {
+        "question": QUESTION,
+        "answer": "40 + {i} = <<40+{i}=4{i}>>4{i}\n#### 4{i}",
+    },
+    "math": {
+        "problem": QUESTION,
+        "solution": "\\boxed{{4}}, no: \\boxed{{4{i}}}.",
+        "level": "1",
+    },
+    "math500": {
+        "problem": QUESTION,
+        "solution": "Hence \\boxed{{0}}",
+        "answer": "4{i}",
+    },
+    "plain": {
+        "prompt": QUESTION,
+        "answer": "4{i}",
+    },
+}
+
+def rows_of(form):
+    """Eight rows of this form, i from 0 to 7."""
+    rows = []
+    for i in range(8):
+        row = {column: cell.format(i=i) for column, cell in FORMS[form].items()}
+        rows.append(row)
+    return rows
+
+def assert_read(c):
+    """The data set of this config is read as the eight rows of a form."""
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert len(train) == 7
+    assert len(held_out) == 1
+
+    found = set()
+    for problem in train + held_out:
+        first_line = problem.prompt.split("\n")[0]
+        found.add((first_line, problem.answer))
+        assert problem.kind == "math"
+        assert "\\boxed" in problem.prompt
+        assert problem.prompt.endswith("\nAnswer:")
+    assert found == {(f"Question: What is 40 + {i}?", f"4{i}") for i in range(8)}
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_data_sets(folders, tmp_path, form):
+    file = write_lines(tmp_path / "data.jsonl", rows_of(form))
+    assert_read(config(folders / "llama", "--dataset", file))
+
+@pytest.mark.parametrize("form, suffix", [("gsm8k", "parquet"), ("plain", "csv"), ("math", "json")])
+def test_types_of_files(folders, tmp_path, form, suffix):
+    import datasets
+    file = tmp_path / f"data.{suffix}"
+    table = datasets.Dataset.from_list(rows_of(form))
+    if suffix == "parquet":
+        table.to_parquet(file)
+    elif suffix == "csv":
+        table.to_csv(file)
+    else:
+        file.write_text(json.dumps(rows_of(form)))
+    assert_read(config(folders / "llama", "--dataset", file))
+
+def test_a_folder_that_the_datasets_library_has_saved(folders, tmp_path):
+    import datasets
+    table = datasets.Dataset.from_list(rows_of("plain"))
+    datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "saved")
+    assert_read(config(folders / "llama", "--split test --dataset", tmp_path / "saved"))
+
+@pytest.mark.parametrize("flags, subset", [("", "main"), ("--subset socratic", "socratic")])
+def test_of_several_subsets_main_is_taken(folders, tmp_path, flags, subset):
+    card = "---\nconfigs:\n"
+    for name in ("socratic", "main"):
+        write_lines(tmp_path / f"{name}.jsonl", [{"question": name, "answer": "#### 1"}] * 9)
+        card += (f"- config_name: {name}\n  data_files:\n"
+                 f"  - split: train\n    path: {name}.jsonl\n")
+    (tmp_path / "README.md").write_text(card + "---\n")
+
+    rows, columns = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, flags))
+    assert columns == ["question", "answer"]
+    assert [row["question"] for row in rows] == [subset] * 9
+
+USELESS_ROWS = """\
+q,a
+short,007
+short,007
+no answer,
+,3
+other,4
+"""
+
+@pytest.fixture
+def csv_with_useless_rows(folders, tmp_path):
+    """-> the config of a run on two rows that can be used, one of them given twice, and three that
+    cannot."""
+    file = tmp_path / "data.csv"
+    too_long = "word " * 200
+    file.write_text(USELESS_ROWS + f"{too_long},2\n")
+    return config(folders / "llama", "--prompt_column q --answer_column a",
+                  "--max_prompt_tokens 200 --dataset", file)
+
+def test_csv_cells_stay_as_they_are_written(csv_with_useless_rows):
+    """007 is no 7, and in a column with an empty cell 4 is no 4.0."""
+    c = csv_with_useless_rows
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert sorted(problem.answer for problem in train + held_out) == ["007", "4"]
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(csv_with_useless_rows, capsys):
+    c = csv_with_useless_rows
+    rlvr.load_problems(c, rlvr.load_policy(c))
+    shown = capsys.readouterr().out
+    assert "3 rows" in shown
+    assert "1 with no answer" in shown
+    assert "1 with no question" in shown
+    assert "1 with a prompt longer than --max_prompt_tokens 200" in shown
+
+# ---------------------------------------------------------------------------- questions and answers
+
+ADD_TESTS = ["assert add(1) == 2", "assert add(0)"]
+PROGRAM = {"inputs": ["2\n"], "outputs": ["4\n"]}
+FUNCTION = {"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"}
+GOAL = {"target": 3, "numbers": [1, 2]}
+
+@pytest.mark.parametrize("cell, kind, answer", [
+    pytest.param(7, "math", "7", id="number"),
+    pytest.param(["10", "ten"], "math", ["10", "ten"], id="several right answers"),
+    pytest.param({"ground_truth": "5", "style": "rule"}, "math", "5", id="DAPO-Math-17k"),
+    pytest.param({"ground_truth": GOAL}, "countdown", GOAL, id="TinyZero"),
+    pytest.param(ADD_TESTS, "code", {"tests": ADD_TESTS}, id="MBPP"),
+    pytest.param(json.dumps(PROGRAM), "code", PROGRAM, id="APPS, program"),
+    pytest.param(
+        json.dumps(FUNCTION), "code", {"tests": ["assert add(*[1, 2]) == 3"]}, id="APPS, function"),
+])
 def test_answers_of_all_kinds(cell, kind, answer):
     assert rlvr.read_answer(cell) == (kind, answer)
 
-def test_questions_of_all_kinds(folders):
-    policy, c = loaded(folders / "qwen"), config(folders / "qwen", "--max_prompt_tokens 200")
-    made = lambda question, answer="1", **more: rlvr.make_problem(
-        {"q": question, "a": answer, **more}, ("q", "a"), policy, c)
-    row = next(rlvr.countdown_rows(1))
-    problem = made(*row.values())
-    assert "<answer>" in problem.prompt and problem.prompt.startswith(f"<|im_start|>user\n{row['question']}")
-    assert problem.prompt.endswith("<|im_start|>assistant\n") and problem.kind == "countdown"
-    problem = made("Add.", TESTS, test_imports=["import re"])
-    assert problem.answer == {"tests": ["import re", *TESTS]}
-    assert TESTS[1] in problem.prompt and TESTS[0] not in problem.prompt  # one test shows the form of all
-    parts = [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]
-    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "It is 2."}]
-    with pytest.warns(UserWarning, match="give the answer away"):
-        assert made(turns).prompt == made(turns[:1]).prompt
-    assert made(turns[:1]).prompt == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+def chat_problem(folders, question, answer="1", **more_columns):
+    """The problem that the model with a chat template gets from a row."""
+    c = config(folders / "qwen", "--max_prompt_tokens 200")
+    row = {"q": question, "a": answer, **more_columns}
+    return rlvr.make_problem(row, ("q", "a"), rlvr.load_policy(c), c)
 
-def test_chat_templates(folders, tmp_path):
+def test_countdown_question_for_a_chat_model(folders):
+    row = next(rlvr.countdown_rows(1))
+    problem = chat_problem(folders, row["question"], row["answer"])
+    assert problem.kind == "countdown"
+    assert problem.prompt.startswith(f"<|im_start|>user\n{row['question']}")
+    assert "<answer>" in problem.prompt
+    assert problem.prompt.endswith("<|im_start|>assistant\n")
+
+def test_of_the_tests_of_code_one_is_shown_as_an_example(folders):
+    prompt = chat_problem(folders, "Add.", ADD_TESTS).prompt
+    assert ADD_TESTS[1] in prompt
+    assert ADD_TESTS[0] not in prompt
+
+def test_imports_of_tests_come_before_them(folders):
+    problem = chat_problem(folders, "Add.", ADD_TESTS, test_imports=["import re"])
+    assert problem.answer == {"tests": ["import re", *ADD_TESTS]}
+
+IN_PARTS = {
+    "role": "user",
+    "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}],
+}
+
+def test_chat_messages_may_come_in_parts_and_get_no_instruction(folders):
+    prompt = chat_problem(folders, [IN_PARTS]).prompt
+    assert prompt == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+
+def test_a_last_turn_that_answers_is_left_out(folders):
+    solution = {"role": "assistant", "content": "It is 2."}
+    with pytest.warns(UserWarning, match="give the answer away"):
+        problem = chat_problem(folders, [IN_PARTS, solution])
+    assert problem.prompt == chat_problem(folders, [IN_PARTS]).prompt
+
+def test_a_system_prompt_is_no_question(folders):
+    c = config(folders / "qwen", "--system_prompt Short.")
+    row = {"q": [{"role": "user", "content": ""}], "a": "1"}
+    with pytest.raises(ValueError, match="no question"):
+        rlvr.make_problem(row, ("q", "a"), loaded(folders / "qwen"), c)
+
+# ----------------------------------------------------------------------------------- chat templates
+
+ROW = {"q": "1?", "a": "1"}
+
+def test_a_policy_is_saved_with_all_its_chat_templates(folders, tmp_path):
     policy = loaded(folders / "qwen")
     policy.tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
-    for number in range(2):  # over itself, too
-        policy.save(tmp_path / "saved", step=number)
+    policy.save(tmp_path / "saved", step=0)
+    policy.save(tmp_path / "saved", step=1)  # over itself, too
     again = tf.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again.chat_template == policy.tokenizer.chat_template
+
+def test_what_a_template_writes_after_a_turn_ends_a_response_too(folders, tmp_path):
     policy = loaded(folders / "qwen")
     policy.tokenizer.eos_token = "<pad>"
     policy.save(tmp_path / "model")
-    ends = {*map(policy.tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<pad>"))}
-    assert ends <= {*loaded(tmp_path / "model").stop_ids}
-    policy.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    row, columns = {"q": "1?", "a": "1"}, ("q", "a")
-    assert "no system role" in stop_of(rlvr.make_problem, row, columns, policy, config(folders / "qwen"))
+    ends = policy.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<pad>"])
+    assert set(ends) <= set(loaded(tmp_path / "model").stop_ids)
 
-def test_flags_for_chat_models(folders):
-    c = config(folders / "qwen", "--device cpu --system_prompt Short. --stop_tokens ! 7",
+def test_a_template_that_refuses_stops_with_its_message(folders):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    c = config(folders / "qwen")
+    assert "no system role" in stop_of(rlvr.make_problem, ROW, ("q", "a"), policy, c)
+
+def test_stop_tokens_by_name_and_by_number(folders):
+    policy = loaded(folders / "qwen", "--stop_tokens ! 7")
+    exclamation = policy.tokenizer.convert_tokens_to_ids("!")
+    eos = policy.tokenizer.eos_token_id
+    assert {7, exclamation, eos} <= set(policy.stop_ids)
+
+def test_system_prompt_and_arguments_of_the_template(folders):
+    c = config(folders / "qwen", "--system_prompt Short.",
                '--chat_template_kwargs {"suffix":"<think>"}')
     policy = rlvr.load_policy(c)
-    assert {7, policy.tokenizer.convert_tokens_to_ids("!")} < {*policy.stop_ids}
     policy.tokenizer.chat_template += "{{ suffix }}"
-    text = rlvr.make_problem({"q": "1?", "a": "1"}, ("q", "a"), policy, c).prompt
-    assert text.startswith("<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\n1?")
-    assert text.endswith("assistant\n<think>")
-    with pytest.raises(ValueError, match="no question"):  # which a system prompt is not
-        rlvr.make_problem({"q": [{"role": "user", "content": ""}], "a": "1"}, ("q", "a"), policy, c)
+    prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
+    assert prompt.startswith("<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\n1?")
+    assert prompt.endswith("assistant\n<think>")
 
-def test_rows_that_cannot_be_used_are_counted(folders, tmp_path, capsys):
-    """And csv cells stay as they are written: 007 is no 7."""
-    (tmp_path / "data.csv").write_text(
-        "q,a\nshort,007\nshort,007\nno answer,\n,3\nother,4\n" + "word " * 200 + ",2\n")
-    c = config(folders / "llama", "--prompt_column q --answer_column a --max_prompt_tokens 200 --dataset",
-               tmp_path / "data.csv")
-    problems = sum(rlvr.load_problems(c, rlvr.load_policy(c)), [])
-    assert sorted(p.answer for p in problems) == ["007", "4"]
-    shown = capsys.readouterr().out
-    for words in ("3 rows", "a prompt longer than --max_prompt_tokens 200", "no answer", "no question"):
-        assert words in shown
+# ------------------------------------------------------------------------------------------ presets
 
-def test_folder_with_several_subsets_takes_main(folders, tmp_path):
-    configs = ""
-    for name in ("socratic", "main"):
-        write_lines(tmp_path / f"{name}.jsonl", [{"question": name, "answer": "#### 1"}] * 9)
-        configs += f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}.jsonl\n"
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    for flags, name in (("", "main"), ("--subset socratic", "socratic")):
-        rows, columns = rlvr.load_rows(config(folders / "llama", "--dataset", tmp_path, flags))
-        assert [row["question"] for row in rows] == [name] * 9 and columns == ["question", "answer"]
+@pytest.mark.parametrize("flags, expected", [
+    ("", dict(preset="pos_adv_entropy", pos_schedule="entropy", pos_weight=0.0)),
+    ("--preset grpo", dict(pos_weight=1.0)),
+    ("--preset clip_higher", dict(eps_high=0.07)),
+    ("--preset adv_nonpos --pos_weight 0.5", dict(pos_weight=0.5)),
+    ("--eps_high inf", dict(eps_high=math.inf)),
+    ("--model Qwen/Qwen2.5-0.5B-Instruct", dict(eps_low=0.2, lr=1e-6, target_entropy=0.2)),
+])
+def test_flags_win_over_presets_and_presets_over_defaults(flags, expected):
+    c = rlvr.parse_config(command(flags))
+    for name, value in expected.items():
+        assert getattr(c, name) == value
 
-# ---------------------------------------------------------------------------------------- presets, bad input
+@pytest.mark.parametrize("preset", rlvr.PRESETS)
+def test_every_preset_is_a_config(preset):
+    assert rlvr.parse_config(["--preset", preset]).preset == preset
 
-def test_presets_and_precedence():
-    for flags, expected in (
-            ("", dict(preset="pos_adv_entropy", pos_schedule="entropy", pos_weight=0.0)),
-            ("--preset grpo", dict(pos_weight=1.0)), ("--preset clip_higher", dict(eps_high=0.07)),
-            ("--preset adv_nonpos --pos_weight 0.5", dict(pos_weight=0.5)),  # explicit wins
-            ("--eps_high inf", dict(eps_high=math.inf)), *((f"--preset {name}", {}) for name in rlvr.PRESETS),
-            ("--model Qwen/Qwen2.5-0.5B-Instruct", dict(
-                eps_low=0.2, lr=1e-6, target_entropy=0.2,
-                output_dir="runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"))):
-        assert vars(rlvr.parse_config(command(flags))).items() >= expected.items()
+def test_a_run_is_named_by_what_is_not_usual():
+    c = rlvr.parse_config(["--model", "Qwen/Qwen2.5-0.5B-Instruct"])
+    assert c.output_dir == "runs/pos_adv_entropy-model=Qwen2.5-0.5B-Instruct-seed0"
 
-BAD_FLAGS = """
---updates_per_batch 7 | --updates_per_batch 7, --prompts_per_step 32  ¦  --pos_schedule cosine | cosine, stage
---preset grpo --target_entropy 0.1 | --target_entropy  ¦  --pos_schedule stage --pos_weight 1 | --pos_weight
---report nowhere/* | nowhere/*, no finished run  ¦  --learning_rate 1 | --learning_rate, --help
---preset ppo | ppo, pos_adv_entropy  ¦  --split test | --split, countdown  ¦  --group_size 1 | --group_size 1
---temperature nan | --temperature  ¦  --num_prompts 0 | --num_prompts 0  ¦  --temperature 0 | --temperature
---pos_weight 2 | --pos_weight 2  ¦  --cov_share 2 | --cov_share 2  ¦  --steps many | --steps, many
---resume nowhere | nowhere  ¦  --eps_low -1 | --eps_low  ¦  --show nowhere | nowhere  ¦  --lr -1 | --lr
-"""
+# ---------------------------------------------------------------------------------------- bad flags
 
-@pytest.mark.parametrize("argv, words", cases(BAD_FLAGS))
-def test_bad_flags(argv, words):
-    message = message_of(argv)
-    assert all(word in message for word in words.split(", "))
+@pytest.mark.parametrize("flags, words", [
+    # no value, or none of these
+    ("--steps many", ["--steps", "many"]),
+    ("--pos_schedule cosine", ["cosine", "stage"]),
+    ("--preset ppo", ["ppo", "pos_adv_entropy"]),
+    ("--learning_rate 1", ["--learning_rate", "--help"]),
+    # out of range
+    ("--group_size 1", ["--group_size 1"]),
+    ("--num_prompts 0", ["--num_prompts 0"]),
+    ("--temperature 0", ["--temperature"]),
+    ("--temperature nan", ["--temperature"]),
+    ("--lr -1", ["--lr"]),
+    ("--eps_low -1", ["--eps_low"]),
+    ("--cov_share 2", ["--cov_share 2"]),
+    ("--pos_weight 2", ["--pos_weight 2"]),
+    # what does nothing, or does not fit another
+    ("--updates_per_batch 7", ["--updates_per_batch 7", "--prompts_per_step 32"]),
+    ("--preset grpo --target_entropy 0.1", ["--target_entropy"]),
+    ("--pos_schedule stage --pos_weight 1", ["--pos_weight"]),
+    ("--split test", ["--split", "countdown"]),
+    # folders where nothing is
+    ("--resume nowhere", ["nowhere"]),
+    ("--show nowhere", ["nowhere"]),
+    ("--report nowhere/*", ["nowhere/*", "no finished run"]),
+])
+def test_a_bad_flag_is_named(flags, words):
+    assert_words(message_of(flags), *words)
 
-def test_bad_models(folders, tmp_path):
-    policy = loaded(folders / "llama")
-    renamed = {f"_orig_mod.{name}": tensor for name, tensor in policy.model.state_dict().items()}
-    policy.save(tmp_path / "renamed")
-    policy.model.save_pretrained(tmp_path / "renamed", state_dict=renamed)
-    policy.tokenizer.eos_token = policy.tokenizer.pad_token = None
-    policy.model.generation_config.eos_token_id = policy.model.config.eos_token_id = None
-    policy.save(tmp_path / "no_eos")
-    policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
-    policy.tokenizer.eos_token = "<extra0>"
-    policy.save(tmp_path / "large")
-    shutil.copytree(folders / "qwen", tmp_path / "own")
-    (tmp_path / "own" / "config.json").write_text(
-        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}')
-    (tmp_path / "own" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    for name, words in (
-            ("no_eos", "no eos token"), ("large", "embedding only 320"), ("renamed", "would be random"),
-            ("own", "no whole model"), ("adapter", "LoRA"), ("nowhere", "no such file or folder"),
-            (folders / "qwen --stop_tokens <nope>", "no token of"),
-            (folders / "qwen --max_new_tokens 200", "256 tokens of context")):
-        assert words in message_of(SMALL, "--output_dir", tmp_path / "run", "--model", tmp_path / name), name
-    assert "nobody/nothing" in message_of("--model nobody/nothing --output_dir", tmp_path / "run")
-    assert not (tmp_path / "ran").exists()
-
-def test_bad_data_and_rewards(folders, tmp_path):
-    import datasets
-    good = write_lines(tmp_path / "good.jsonl", [{"question": "1+1?", "answer": "2", "extra": 1}])
-    rows = [{"question": f"{i}?", "answer": "" if i % 3 else "1"} for i in range(30)]
-    few, disk = write_lines(tmp_path / "few.jsonl", rows), tmp_path / "disk"
-    datasets.Dataset.from_list(rows).save_to_disk(disk)
-    (tmp_path / "empty.jsonl").write_text("")
-    qwen, demo = (f"--model {folders / name} --output_dir {tmp_path / 'run'}" for name in ("qwen", "demo"))
-    for flags, words in (
-            (f"--dataset {tmp_path}/empty.jsonl", "empty.jsonl"), ("--dataset nobody/data", "nobody/data"),
-            (f"--dataset {HERE}/README.md", "README.md"), ("--dataset no.jsonl", "no such file or folder"),
-            (f"--dataset {disk} --split nope", "--split nope, has train"),
-            (f"--dataset {few}", "most rows cannot be used: 20 with no answer"),
-            (f"--dataset {good} --prompt_column frage", "frage, question, answer, extra, --prompt_column"),
-            (f"--dataset {good} --max_prompt_tokens 2", "longer than --max_prompt"),
-            ("--reward vibes", "choose auto"), ("--reward nowhere.py:f", "no file"),
-            (f"--dataset {good} --reward countdown", "are for --reward math"),
-            (f"--reward {folders / 'own.py'}:nothing", "nothing")):
-        message = message_of(qwen, SMALL, flags)
-        assert all(word in message for word in words.split(", ")), flags
-    assert "2nd epoch" in message_of(demo, "--preset pos_adv_epoch --steps 2")
-
-def test_fuzzed_command_lines_end_in_one_line():
+def test_random_command_lines_end_in_one_line():
     rand = random.Random(0)
-    flags = [f"--{f.name}" for f in dataclasses.fields(rlvr.Config)] + ["--oops", "-x", "stray"]
-    values = ["", *"1 -1 0 nan inf 1e999 x true None [] ../.. é --lr 0.5".split()]
-    lines = [[rand.choice((flags, values)[i % 2]) for i in range(rand.choice((2, 4, 6)))] for _ in range(200)]
-    assert 100 < sum(bool(stop_of(rlvr.parse_config, argv)) for argv in lines) < 200
+    names = [f"--{field.name}" for field in dataclasses.fields(rlvr.Config)]
+    names += ["--oops", "-x", "stray"]
+    values = ["", "1", "-1", "0", "nan", "inf", "1e999", "x", "true", "None", "[]", "../..", "é",
+              "--lr", "0.5"]
+    refused = 0
+    for _ in range(200):
+        argv = []
+        for _ in range(rand.choice((1, 2, 3))):
+            argv += [rand.choice(names), rand.choice(values)]
+        if stop_of(rlvr.parse_config, argv):
+            refused += 1
+    assert 100 < refused < 200
 
-def test_malformed_data_files_end_in_one_line(folders, tmp_path):
-    rand, refused, policy = random.Random(0), 0, loaded(folders / "qwen")
-    odd = [None, 7, [], {}, "", [1], {"a": 1}, True, 1e300, "\x00", [{"role": "user"}], [[]], "\ud83d"]
+# --------------------------------------------------------------------------------------- bad models
+
+def refusal(model, tmp_path, *flags):
+    """The one line with which a run on this model stops."""
+    return message_of("--model", model, SMALL, "--output_dir", tmp_path / "run", *flags)
+
+def test_a_model_without_eos_token(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.tokenizer.eos_token = None
+    policy.tokenizer.pad_token = None
+    policy.model.config.eos_token_id = None
+    policy.model.generation_config.eos_token_id = None
+    policy.save(tmp_path / "model")
+    assert "no eos token" in refusal(tmp_path / "model", tmp_path)
+
+def test_a_tokenizer_larger_than_its_embedding(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
+    policy.save(tmp_path / "model")
+    assert "embedding only 320" in refusal(tmp_path / "model", tmp_path)
+
+def test_weights_of_other_names_would_be_random(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.save(tmp_path / "model")
+    renamed = {}
+    for name, tensor in policy.model.state_dict().items():
+        renamed[f"_orig_mod.{name}"] = tensor
+    policy.model.save_pretrained(tmp_path / "model", state_dict=renamed)
+    assert "would be random" in refusal(tmp_path / "model", tmp_path)
+
+def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
+    shutil.copytree(folders / "qwen", tmp_path / "model")
+    auto_map = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}
+    own_config = json.dumps({"model_type": "own", "auto_map": auto_map})
+    (tmp_path / "model" / "config.json").write_text(own_config)
+    mark = tmp_path / "ran"
+    (tmp_path / "model" / "own.py").write_text(f"open({str(mark)!r}, 'w')\n")
+
+    assert "no whole model" in refusal(tmp_path / "model", tmp_path)
+    assert not mark.exists()
+
+def test_an_adapter_is_no_model(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    assert "LoRA" in refusal(tmp_path / "model", tmp_path)
+
+def test_a_model_that_does_not_exist(tmp_path):
+    assert "no such file or folder" in refusal(tmp_path / "nowhere", tmp_path)
+    assert "nobody/nothing" in refusal("nobody/nothing", tmp_path)
+
+def test_a_stop_token_that_does_not_exist(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, "--stop_tokens <nope>")
+    assert "no token of" in message
+
+def test_responses_longer_than_the_context(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, "--max_new_tokens 200")
+    assert "256 tokens of context" in message
+
+# ----------------------------------------------------------------------------- bad data and rewards
+
+@pytest.fixture
+def good_data(tmp_path):
+    row = {"question": "1+1?", "answer": "2", "extra": 1}
+    return write_lines(tmp_path / "good.jsonl", [row])
+
+def test_a_data_set_that_does_not_exist(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, "--dataset no.jsonl")
+    assert "no such file or folder" in message
+    message = refusal(folders / "qwen", tmp_path, "--dataset nobody/data")
+    assert "nobody/data" in message
+
+def test_a_file_that_is_no_data_set(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, "--dataset", HERE / "README.md")
+    assert "README.md" in message
+
+def test_an_empty_file(folders, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    message = refusal(folders / "qwen", tmp_path, "--dataset", tmp_path / "empty.jsonl")
+    assert "empty.jsonl" in message
+
+def test_a_split_that_a_saved_data_set_has_not(folders, tmp_path):
+    import datasets
+    datasets.Dataset.from_list(rows_of("plain")).save_to_disk(tmp_path / "saved")
+    message = refusal(folders / "qwen", tmp_path, "--split nope --dataset", tmp_path / "saved")
+    assert_words(message, "--split nope", "has train")
+
+def test_a_column_that_the_data_set_has_not(folders, tmp_path, good_data):
+    message = refusal(folders / "qwen", tmp_path, "--prompt_column frage --dataset", good_data)
+    assert_words(message, "--prompt_column", "frage", "question", "answer", "extra")
+
+def test_mostly_rows_without_an_answer(folders, tmp_path):
+    rows = []
+    for i in range(30):
+        rows.append({"question": f"{i}?", "answer": "" if i % 3 else "1"})
+    file = write_lines(tmp_path / "few.jsonl", rows)
+    message = refusal(folders / "qwen", tmp_path, "--dataset", file)
+    assert "most rows cannot be used: 20 with no answer" in message
+
+def test_only_prompts_that_are_too_long(folders, tmp_path, good_data):
+    message = refusal(folders / "qwen", tmp_path, "--max_prompt_tokens 2 --dataset", good_data)
+    assert "longer than --max_prompt" in message
+
+def test_fewer_prompts_than_an_epoch_schedule_needs(folders, tmp_path):
+    message = refusal(folders / "demo", tmp_path, "--preset pos_adv_epoch --steps 2")
+    assert "2nd epoch" in message
+
+def test_rewards_that_do_not_exist(folders, tmp_path):
+    own = folders / "own.py"
+    assert "choose auto" in refusal(folders / "qwen", tmp_path, "--reward vibes")
+    assert "no file" in refusal(folders / "qwen", tmp_path, "--reward nowhere.py:f")
+    assert "nothing" in refusal(folders / "qwen", tmp_path, f"--reward {own}:nothing")
+
+def test_a_verifier_that_does_not_fit_the_answers(folders, tmp_path, good_data):
+    message = refusal(folders / "qwen", tmp_path, "--reward countdown --dataset", good_data)
+    assert "are for --reward math" in message
+
+ODD_CELLS = [
+    None, 7, 1e300, True, "", "\x00", "\ud83d", [], [1], [[]], [{"role": "user"}], {}, {"a": 1}]
+
+def damaged_data(rand):
+    """The bytes of a file with some odd cells; half of the time cut off, with garbage after."""
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(8)]
+    for _ in range(rand.randint(0, 3)):
+        column = rand.choice(["question", "answer", "more"])
+        rand.choice(rows)[column] = rand.choice(ODD_CELLS)
+
+    lines = [json.dumps(row) for row in rows]
+    data = "\n".join(lines).encode()
+    if rand.random() < 0.5:
+        data = data[:rand.randrange(len(data))]
+        data += rand.randbytes(rand.randint(0, 9))
+    return data
+
+def test_damaged_data_files_end_in_one_line(folders, tmp_path):
+    policy = loaded(folders / "qwen")
+    rand = random.Random(0)
+    refused = 0
     for number in range(80):
-        file = tmp_path / f"{number}.{rand.choice(['jsonl', 'json', 'csv', 'parquet'])}"
-        rows = [{"question": f"{i}?", "answer": str(i)} for i in range(8)]
-        for _ in range(rand.randint(0, 3)):
-            rand.choice(rows)[rand.choice(["question", "answer", "more"])] = rand.choice(odd)
-        data = "\n".join(map(json.dumps, rows)).encode()
-        if rand.random() < 0.5:
-            data = data[:rand.randrange(len(data))] + rand.randbytes(rand.randint(0, 9))
-        file.write_bytes(data)
+        suffix = rand.choice(["jsonl", "json", "csv", "parquet"])
+        file = tmp_path / f"{number}.{suffix}"
+        file.write_bytes(damaged_data(rand))
         c = config(folders / "qwen", "--eval_prompts 0 --dataset", file)
-        if message := stop_of(rlvr.load_problems, c, policy):
-            refused += str(file) in message or pytest.fail(message)
+        message = stop_of(rlvr.load_problems, c, policy)
+        if message:
+            assert str(file) in message
+            refused += 1
     assert 10 < refused < 80
 
 # ------------------------------------------------------------------------------------------------ verify.py
@@ -1040,335 +1395,632 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
 
 # ------------------------------------------------------------------------------------------ the whole thing
 
-GLOSSARY = re.search(r"\| in `metrics.jsonl`.*?\n\n", (HERE / "README.md").read_text(), re.S)[0]
-METRICS = re.findall(r"`(\w+)`", GLOSSARY)
-SHORT = "--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 --eval_prompts 8 --eval_samples 4"
-LAUNCHER = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2 {HERE / 'rlvr.py'}"
+SHORT = ("--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 "
+         "--eval_prompts 8 --eval_samples 4")
+PROGRAM_BY_TWO = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+    str(HERE / "rlvr.py"),
+]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # of each process: they share the cores
 
 @pytest.fixture(scope="session")
 def short(folders):
-    """Flags of a run of seconds. The hasty demo solves no problem: the reward is one that it can get."""
+    """Flags of a run of seconds. The hasty demo solves no problem: the reward is one that it can
+    get."""
     return f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd {SHORT}"
 
 @pytest.fixture(scope="session")
 def run(short, tmp_path_factory):
+    """A short run from the command line, that nobody disturbed: its folder, what it printed."""
     out = tmp_path_factory.mktemp("runs") / "short"
-    argv = command(sys.executable, HERE / "rlvr.py", "--output_dir", out, short)
+    argv = [sys.executable, HERE / "rlvr.py", *command("--output_dir", out, short)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(out=out, stdout=done.stdout, screen=done.stdout + done.stderr)
 
 def assert_same_run(a, b):
-    for file in ("metrics.jsonl", "samples.jsonl"):
-        assert read_lines(a / file) == read_lines(b / file)
+    """Two folders of runs agree to the last bit, and nothing half-written stays in the first."""
+    assert read_log(a) == read_log(b)
+    assert read_log(a, "samples.jsonl") == read_log(b, "samples.jsonl")
     assert torch.equal(weights(a / "final"), weights(b / "final"))
-    assert not list(a.glob(".*"))  # no half-written folder stays
+    assert not list(a.glob(".*"))
 
-def test_command_line_run_leaves_files_that_others_open(run, folders):
-    metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
-    assert [m["step"] for m in metrics] == sorted({s["step"] for s in samples}) == [0, 1, 2, 3]
-    assert len(METRICS) > 30 and all(set(m) == set(METRICS) for m in metrics)  # as in the README's glossary
-    assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
-    assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # H > target
-    assert {*"prompt response reward advantage finish_reason entropy tokens".split()} <= set(samples[0])
+# -------------------------------------------------------------------------------- what a run leaves
+
+def test_the_log_has_the_columns_of_the_readme(run):
+    readme = (HERE / "README.md").read_text()
+    glossary = re.search(r"\| in `metrics.jsonl`.*?\n\n", readme, re.S)[0]
+    explained = set(re.findall(r"`(\w+)`", glossary))
+    assert len(explained) > 30
+    for record in read_lines(run.out / "metrics.jsonl"):
+        assert set(record) == explained
+
+def test_each_step_has_a_line_of_the_log_and_samples(run):
+    assert [record["step"] for record in read_log(run.out)] == [0, 1, 2, 3]
+
+    samples = read_log(run.out, "samples.jsonl")
+    assert {sample["step"] for sample in samples} == {0, 1, 2, 3}
+    assert {"prompt", "response", "reward", "advantage", "finish_reason",
+            "entropy", "tokens"} <= set(samples[0])
+
+def test_sampler_and_trainer_agree_all_the_way(run):
+    for record in read_log(run.out):
+        assert record["logp_gap"] < 1e-3
+        assert record["ratio_gap"] < 1e-3
+
+def test_lambda_rises_while_the_entropy_is_above_its_target(run):
+    """And a line of the log has the lambda that its step used."""
+    path = [record["lambda"] for record in read_log(run.out)]
+    assert path == pytest.approx([0, 0.1, 0.2, 0.3])
+
+def test_the_summary_evaluates_before_and_after(run):
     summary = json.loads((run.out / "summary.json").read_text())
     assert {"before", "after", "seconds", "steps", "command", "torch"} <= set(summary)
-    assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} < set(summary["after"])
+    for when in ("before", "after"):
+        assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} <= set(summary[when])
+
+def test_config_and_policy_are_saved(run, folders):
+    saved = json.loads((run.out / "config.json").read_text())
+    assert saved["prompts_per_step"] == 4
     assert not torch.equal(weights(run.out / "final"), weights(folders / "demo"))
     assert not (run.out / "final" / "trainer.pt").exists()  # which only a checkpoint has
-    assert json.loads((run.out / "config.json").read_text())["prompts_per_step"] == 4
-    speed = json.loads(run.stdout.splitlines()[-1])  # the last line of every run
-    assert speed == summary["speed"] and all(value > 0 for value in speed.values())
-    assert "held-out prompts" in run.screen and "Warning" not in run.screen and "Traceback" not in run.screen
 
-def test_same_seed_same_run_and_resume_is_exact(run, short, tmp_path, monkeypatch):
-    """Stop after two steps as a signal does, resume, and compare with the run that nobody stopped."""
+def test_the_last_line_of_a_run_is_its_speed(run):
+    speed = json.loads(run.stdout.splitlines()[-1])
+    summary = json.loads((run.out / "summary.json").read_text())
+    assert speed == summary["speed"]
+    assert all(value > 0 for value in speed.values())
+
+def test_a_run_prints_its_results_and_nothing_alarming(run):
+    assert "held-out prompts" in run.screen
+    assert "Warning" not in run.screen
+    assert "Traceback" not in run.screen
+
+# -------------------------------------------------------------------------------- stop and continue
+
+@pytest.fixture
+def stopped(short, tmp_path, monkeypatch):
+    """The folder of a short run that a signal has stopped after its step 1 -> folder, message."""
+    def signal_in_step_1(c, record, start):
+        if record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
     out = tmp_path / "run"
-    monkeypatch.setattr(rlvr, "warn_if_useless", lambda c, record, start:
-                        record["step"] != 1 or os.kill(os.getpid(), signal.SIGINT))
-    message = message_of("--output_dir", out, short)
-    assert "stopped after step 1" in message and f"--resume {out}" in message
-    monkeypatch.undo()
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2, "reward": 9}\n{"step": 3, "half a li')  # what a crash may leave
+    with monkeypatch.context() as patch:
+        patch.setattr(rlvr, "warn_if_useless", signal_in_step_1)
+        message = message_of("--output_dir", out, short)
+    return out, message
+
+def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
+    out, message = stopped
+    assert_words(message, "stopped after step 1", f"--resume {out}")
+    assert [record["step"] for record in read_log(out)] == [0, 1]
+
+def test_a_resumed_run_is_the_one_that_nobody_stopped(stopped, run):
+    out, _ = stopped
+    with open(out / "metrics.jsonl", "a") as file:  # what a crash may leave
+        file.write('{"step": 2, "reward": 9}\n{"step": 3, "half a li')
     rlvr.main(["--resume", str(out)])
     assert_same_run(out, run.out)
+
+def test_a_run_goes_on_with_its_own_config_only(stopped, short):
+    out, _ = stopped
     assert "another --lr" in message_of("--output_dir", out, short, "--lr 0.5")
-    for flags, words in ((f"{out}/checkpoint-000004", "the folder around"), (f"{out} --steps 3", "done 4"),
-                         (f"{out} --lr 0.5", "another --lr")):
-        assert words in message_of("--resume", flags)
-    for mine in ("checkpoint-best", "checkpoint-000002-keep"):
-        (out / mine).mkdir()
+    assert "another --lr" in message_of("--resume", out, "--lr 0.5")
+    assert "done 2" in message_of("--resume", out, "--steps 1")
+    assert "the folder around" in message_of("--resume", out / "checkpoint-000002")
+
+def test_a_longer_run_deletes_only_its_own_old_checkpoints(stopped):
+    out, _ = stopped
+    (out / "checkpoint-best").mkdir()
+    (out / "checkpoint-000002-keep").mkdir()
     rlvr.main(command("--resume", out, "--steps 5"))
-    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
-        "checkpoint-000002-keep", "checkpoint-000005", "checkpoint-best"]
-    assert [m["step"] for m in read_lines(out / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    left = {path.name for path in out.glob("checkpoint-*")}
+    assert left == {"checkpoint-best", "checkpoint-000002-keep", "checkpoint-000005"}
+    assert [record["step"] for record in read_log(out)] == [0, 1, 2, 3, 4]
 
-@linux
-def test_folders_of_others_are_refused(folders, short, tmp_path):
-    import fcntl
-    before = weights(folders / "qwen")
-    for name in ("qwen", ""):
-        assert "holds" in message_of("--output_dir", folders / name, short)
-    assert torch.equal(weights(folders / "qwen"), before)
-    (tmp_path / "run").mkdir()
-    lock = os.open(tmp_path / "run", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    assert "another run writes there" in message_of("--output_dir", tmp_path / "run", short)
-    os.close(lock)
-    assert len(go(tmp_path / "run", short)) == 4
-
-def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path):
-    flags = f"--model {folders / 'demo'} --preset grpo --reward {folders / 'own.py'}:same {SHORT}"
-    go(tmp_path / "plain", flags)
-    assert torch.equal(weights(tmp_path / "plain" / "final"), weights(folders / "demo"))
-    log = go(tmp_path / "bonus", flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --bonus_delta 0")
-    assert all(m["zero_adv"] == 1 and m["dH"] > 0 for m in log)
-
-def test_kl_penalty_holds_the_policy(short, tmp_path):
-    """All tokens penalised, heavily: over many passes the policy stays closer to the one that sampled."""
-    moved = {}
-    for penalty in (0, 100):
-        flags = f"--preset grpo --eps_high inf --eps_low inf --reuse 8 --cov_share {penalty // 100} --lr 3e-3"
-        log = go(tmp_path / str(penalty), short, flags, f"--cov_penalty {penalty}")
-        moved[penalty] = sum(m["ratio_pos"] - m["ratio_neg"] for m in log)
-    assert 0 < moved[100] < 0.5 * moved[0]
-
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-
-def test_two_processes_make_the_same_run(run, short, tmp_path):
-    argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out prompts") == 1  # one process speaks
-    log, logs = (read_lines(out / "metrics.jsonl") for out in (run.out, tmp_path / "run"))
-    for a, b in zip(log, logs, strict=True):
-        assert all(a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
-    for a, b in zip(*(read_lines(out / "samples.jsonl") for out in (run.out, tmp_path / "run")), strict=True):
-        assert (a["response"], a["reward"]) == (b["response"], b["reward"])
-    assert torch.allclose(weights(run.out / "final"), weights(tmp_path / "run" / "final"), atol=1e-5)
-
-def test_the_same_command_again_skips_or_continues(run, short, tmp_path, monkeypatch, capsys):
+def test_interrupted_before_the_first_step_the_same_command_begins_again(
+        run, short, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(rlvr, "evaluate", Mock(side_effect=KeyboardInterrupt))  # before the first step
-    assert "interrupted" in message_of("--output_dir", out, short)
-    monkeypatch.undo()
-    assert go(out, short) == read_lines(run.out / "metrics.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(rlvr, "evaluate", Mock(side_effect=KeyboardInterrupt))
+        assert "interrupted" in message_of("--output_dir", out, short)
+    assert go(out, short) == read_log(run.out)
+
+def test_the_same_command_again_leaves_a_finished_run_alone(run, short, tmp_path, capsys):
+    out = run.out
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     go(out, short)
     assert "this run is finished" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in out.rglob("*")}
 
-def test_few_prompts_come_back_within_a_step(folders, tmp_path):
-    go(tmp_path / "run", f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --num_prompts 3",
-       "--prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32")
-    samples = read_lines(tmp_path / "run" / "samples.jsonl")
-    assert len({s["prompt"] for s in samples}) == 3 and len({s["response"] for s in samples}) > 20
-
 FORKSERVER = multiprocessing.get_context("forkserver")
 
-def killed_at(moment, flags):
-    """Run in a child process and kill it after so many seconds; its exit code, None if it was running."""
-    child = FORKSERVER.Process(target=rlvr.main, args=(flags,))
+def killed_after(seconds, argv):
+    """Run in a child process and kill it after so many seconds -> its exit code, None if it was
+    still running."""
+    child = FORKSERVER.Process(target=rlvr.main, args=(argv,))
     child.start()
-    child.join(moment)
+    child.join(seconds)
     code = child.exitcode
     child.kill()
     child.join()
     return code
 
 def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch):
-    """SIGKILL at ten random moments, again and again resumed, against a run that nobody disturbed."""
+    """Ten times SIGKILL at a random moment, and the run goes on, against one that nobody killed."""
+    enough = 100  # seconds
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    FORKSERVER.set_forkserver_preload(["rlvr"])  # so that a start takes no seconds, and no thread is forked
-    flags, calm = command(short, "--steps 10 --save_every 2 --reuse 2"), tmp_path / "calm"
-    killed_at(100, ["--report", "nothing"])  # starts the server
+    FORKSERVER.set_forkserver_preload(["rlvr"])  # then a child starts at once, and has no threads
+    killed_after(enough, ["--report", "nothing"])  # starts the server
+
+    flags = command(short, "--steps 10 --save_every 2 --reuse 2")
+    calm = tmp_path / "calm"
     began = time.perf_counter()
-    assert killed_at(100, [*flags, "--output_dir", str(calm)]) == 0
-    whole = time.perf_counter() - began
-    rand, kills, code, folder = random.Random(0), 0, None, tmp_path / "killed"
-    while kills < 10 or code is None:
-        resume = (folder / "config.json").exists() and kills % 2  # else the same command goes on by itself
-        again = ["--resume", str(folder)] if resume else [*flags, "--output_dir", str(folder)]
-        code = killed_at(rand.uniform(0.05, 0.5) * whole if kills < 10 else 100, again)
-        kills += code is None
-        if code is not None:
+    assert killed_after(enough, [*flags, "--output_dir", str(calm)]) == 0
+    duration = time.perf_counter() - began
+
+    rand = random.Random(0)
+    kills = 0
+    folder = tmp_path / "killed"
+    finished = False
+    while kills < 10 or not finished:
+        argv = [*flags, "--output_dir", str(folder)]  # which goes on by itself
+        if kills % 2 and (folder / "config.json").exists():
+            argv = ["--resume", str(folder)]
+        seconds = enough
+        if kills < 10:
+            seconds = rand.uniform(0.05, 0.5) * duration
+
+        code = killed_after(seconds, argv)
+        finished = code is not None
+        if finished:
             assert code == 0
             assert_same_run(folder, calm)
             folder = tmp_path / f"killed{kills}"
+        else:
+            kills += 1
+
+# A program that can write only small files from the checkpoint of step 2 on.
+FULL_DISK = """
+import resource, sys, rlvr
+
+save = rlvr.Policy.save
+
+def save_on_a_full_disk(self, folder, **state):
+    if folder.name == "checkpoint-000002":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save(self, folder, **state)
+
+rlvr.Policy.save = save_on_a_full_disk
+rlvr.main(sys.argv[1:])
+"""
 
 @linux
 def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
-    """The limit on the size of a file stands in for the disk: checkpoints grow past it at step 2."""
-    script = ("import resource, sys, rlvr\nsave = rlvr.Policy.save\ndef smaller(self, folder, **state):\n"
-              "    if '2' in folder.name: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-              "    save(self, folder, **state)\nrlvr.Policy.save = smaller\nrlvr.main(sys.argv[1:])")
-    argv = [sys.executable, "-c", script, *command(short, "--save_every 1 --output_dir", tmp_path / "run")]
+    """The limit on the size of a file stands in for the disk."""
+    out = tmp_path / "run"
+    argv = [sys.executable, "-c", FULL_DISK, *command(short, "--save_every 1 --output_dir", out)]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=HERE, timeout=120)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
     assert "checkpoint-000002 cannot be written" in done.stderr.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-000001"]
-    rlvr.main(["--resume", str(tmp_path / "run")])
-    assert len(read_lines(tmp_path / "run" / "metrics.jsonl")) == 4
+    assert [path.name for path in out.glob("*checkpoint*")] == ["checkpoint-000001"]
+
+    rlvr.main(["--resume", str(out)])
+    assert [record["step"] for record in read_log(out)] == [0, 1, 2, 3]
+
+# -------------------------------------------------------------------------------- several processes
+
+def test_two_processes_make_the_same_run(run, short, tmp_path):
+    """Up to rounding: they sum the gradients in another order."""
+    out = tmp_path / "run"
+    argv = [*PROGRAM_BY_TWO, *command("--output_dir", out, short)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out prompts") == 1  # one process speaks
+
+    for one, two in zip(read_log(run.out), read_log(out), strict=True):
+        for name in one:
+            assert two[name] == pytest.approx(one[name], abs=1e-5)
+    samples_of_one = read_log(run.out, "samples.jsonl")
+    samples_of_two = read_log(out, "samples.jsonl")
+    for one, two in zip(samples_of_one, samples_of_two, strict=True):
+        assert two["response"] == one["response"]
+        assert two["reward"] == one["reward"]
+    assert torch.allclose(weights(out / "final"), weights(run.out / "final"), atol=1e-5)
+
+# A reward that ends the second process, once, in the middle of training.
+DEADLY_REWARD = """
+import os, pathlib
+
+calls = []
+mark = pathlib.Path(__file__).with_name("died")
+
+def odd(response, answer):
+    calls.append(response)
+    if os.getenv("RANK") == "1" and len(calls) > 25 and not mark.exists():
+        mark.write_text("")
+        os._exit(3)
+    return len(response) % 2
+"""
 
 def test_a_process_that_dies_ends_them_all(short, tmp_path):
-    mark, out = tmp_path / "died", tmp_path / "run"
-    (tmp_path / "deadly.py").write_text(
-        f"import os, pathlib\ncalls, mark = [], pathlib.Path({str(mark)!r})\ndef odd(response, answer):\n"
-        "    calls.append(1)\n    if os.getenv('RANK') == '1' and len(calls) > 25 and not mark.exists():\n"
-        "        mark.write_text('')\n        os._exit(3)\n    return len(response) % 2\n")
-    argv = command(LAUNCHER, short, f"--save_every 1 --reward {tmp_path}/deadly.py:odd --output_dir {out}")
-    done = subprocess.run(argv, capture_output=True, timeout=100, env=ONE_THREAD)
-    assert done.returncode != 0 and mark.exists() and 0 < len(read_lines(out / "metrics.jsonl")) < 4
+    (tmp_path / "deadly.py").write_text(DEADLY_REWARD)
+    out = tmp_path / "run"
+    flags = command(short, "--save_every 1 --output_dir", out, f"--reward {tmp_path}/deadly.py:odd")
+    done = subprocess.run([*PROGRAM_BY_TWO, *flags], capture_output=True, timeout=100,
+                          env=ONE_THREAD)
+    assert (tmp_path / "died").exists()
+    assert done.returncode != 0
+    assert 0 < len(read_log(out)) < 4
+
     rlvr.main(["--resume", str(out)])
-    assert [m["step"] for m in read_lines(out / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [record["step"] for record in read_log(out)] == [0, 1, 2, 3]
 
-def test_empty_responses_and_prompts_that_fill_the_context(folders, tmp_path):
-    """Every token ends a response; the prompt, the only one, is as long as it may be."""
-    policy, c = loaded(folders / "qwen"), config(folders / "qwen", "--max_prompt_tokens 999")
-    row = {"question": "x " * 89, "answer": "2"}
-    size = len(rlvr.make_problem(row, ("question", "answer"), policy, c).ids)
-    flags = (f"--model {folders / 'qwen'} --dataset {write_lines(tmp_path / 'one.jsonl', [row])} --steps 2 "
-             "--max_new_tokens 4 --eval_prompts 1 --prompts_per_step 4 --max_prompt_tokens")
-    for m in go(tmp_path / "run", flags, size, "--stop_tokens", *range(320)):
-        assert m["length"] == 1 and m["zero_adv"] == 1 and m["reward"] == 0 and m["loss"] == 0
-    assert size == 251 and "no usable prompt" in message_of(flags, size - 1, f"--output_dir {tmp_path}/none")
+# ----------------------------------------------------------------------------- other people's files
 
-def test_warnings_that_teach():
-    fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0)
-    unclipped = dict(clip_pos=0, clip_neg=0)
-    for change, *words in (({},), (unclipped | dict(step=1),), (unclipped, "--reuse"),  # warm-up moves little
-                           (dict(zero_adv=0.8), "--group_size"), (dict(entropy=0.7), "--lr"),
-                           (dict(entropy=0.02), "collapsed"), (dict(truncated=0.3), "--max_new_tokens")):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            rlvr.warn_if_useless(rlvr.parse_config([]), fine | change, 0.3)
-        assert len(caught) == len(words) and all(word in str(w.message) for word, w in zip(words, caught))
+@pytest.mark.parametrize("name", ["qwen", "."])
+def test_a_folder_with_other_files_is_refused(folders, short, name):
+    before = weights(folders / "qwen")
+    assert "holds" in message_of("--output_dir", folders / name, short)
+    assert torch.equal(weights(folders / "qwen"), before)
 
-def test_show_prints_rollouts(run, tmp_path, capsys):
-    rlvr.main(["--show", str(run.out)])
-    text = capsys.readouterr().out
-    samples = [s for s in read_lines(run.out / "samples.jsonl") if s["step"] == 3]
-    assert text.count("step 3\n") == len(samples) and "\033" not in text
-    assert all(s["prompt"] + "".join(s["tokens"]) in text for s in samples)
-    assert f"extracted {samples[0]['extracted']!r}" in text
-    samples[0]["tokens"][0] = "\033[2J"  # what would clear the screen
-    with open(write_lines(tmp_path / "samples.jsonl", samples), "a") as file:
-        file.write('{"step": 4, "half')  # a line that is being written
-    rlvr.main(["--show", str(tmp_path)])
-    assert "\033" not in capsys.readouterr().out
-    assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
+@linux
+def test_a_folder_where_another_run_writes_is_refused(short, tmp_path):
+    import fcntl
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    assert "another run writes there" in message_of("--output_dir", tmp_path, short)
+    os.close(lock)
+    assert len(go(tmp_path, short)) == 4
 
-def fake_run(folder, flags, **values):
-    """The files of a finished run with these held-out values after training."""
-    c = rlvr.parse_config(command(flags))
-    names = "avg@32 entropy ece ungraded distinct diversity overconfidence length truncated".split()
-    before = dict.fromkeys([*names, *(f"pass@{2**i}" for i in range(6))], 0.5) | {"intervals": {}}
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
-    (folder / "summary.json").write_text(json.dumps({"before": before, "after": before | values}))
-    write_lines(folder / "metrics.jsonl", [
-        {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6),
-         "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(9)])
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9"
 
-def test_report(tmp_path, capsys):
-    for flags, avg, H in (("grpo --seed 0", 0.4, 0.1), ("pos_adv_entropy --seed 0", 0.44, 0.2),
-                          ("grpo --seed 1", 0.5, 0.11), ("pos_adv_entropy --seed 1", 0.6, 0.21),
-                          ("grpo --num_prompts 16", 0.3, 0.05)):
-        fake_run(tmp_path / flags, f"--preset {flags}", **{"avg@32": avg, "entropy": H, "ece": -H})
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished" / "config.json").write_text("{}")
-    rlvr.main(["--report", str(tmp_path / "*")])
-    shown = capsys.readouterr()
-    table = [[cell.strip() for cell in line[1:-1].split("|")] for line in shown.out.strip().splitlines()]
-    rows = {row[0]: dict(zip(table[0], row)) for row in table[2:]}
-    assert ", ".join(f"{row['run']} {row['seeds']}" for row in rows.values()) == (
-        "before training 2, pos_adv_entropy 2, grpo 2, grpo-num_prompts=16 1, Spearman with entropy 5")
-    assert "unfinished" in shown.err
-    for row, column, expected in (  # by seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71
-            ("grpo", "avg@32", "0.450 ± 0.071"), ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
-            ("grpo-num_prompts=16", "avg@32", "0.300 (-25 %)"), ("Spearman with entropy", "ece", "-1.00"),
-            ("Spearman with entropy", "avg@32", "+0.90"),  # 1 - 6 (1 + 1) / (5 x 24)
-            ("pos_adv_entropy", "off target", "0.000 ± 0.000"), ("grpo", "off target", ""),
-            ("grpo", "dH_pos", "-0.400 ± 0.000"), ("grpo", "r_dH", "1.000 ± 0.000")):
-        assert rows[row][column] == expected
-    # Models with the same last name, configurations that differ behind the 200th character: without the rest.
-    for flags in ("--model one/m", "--model two/m", "--model one/m --warmup_steps 3"):
-        fake_run(tmp_path / "far" / flags.replace("/", ""), f"{flags} --preset grpo --dataset {'d' * 200}")
-    rlvr.main(["--report", str(tmp_path / "far" / "*")])
-    names = re.findall(r"^\| (grpo\S*)", capsys.readouterr().out, re.M)
-    assert sorted(names) == ["grpo-model=one/m", "grpo-model=one/m-warmup_steps=3", "grpo-model=two/m"]
-    pytest.importorskip("matplotlib")
-    assert (tmp_path / "report.png").stat().st_size > 10000
+def damage(file, rand):
+    """Cut a file off, replace what is in it, or delete it."""
+    content = file.read_bytes()
+    cut_off = content[:rand.randrange(len(content) or 1)]
+    other = rand.choice([None, cut_off, GIT_LFS_POINTER, b"", b"[1]"])
+    if other is None:
+        file.unlink()
+    else:
+        file.write_bytes(other)
 
-def test_numbers_that_went_wrong_stop_the_run(short, tmp_path, monkeypatch):
-    """A sampler at another temperature; scoring that differs with gradient; a loss that is nan at the first
-    update of step 1 (there are 2 mini-batches x 4 passes a step)."""
-    sample, score, loss, calls = rlvr.sample, rlvr.score, rlvr.policy_loss, itertools.count(1)
-    for name, words, spoiled in (
-            ("sample", "sampler and trainer disagree", lambda *args: sample(*args[:3], 3.0)),
-            ("score", "the ratio was off 1", lambda *args: [
-                x + 0.5 * torch.is_grad_enabled() for x in score(*args)]),
-            ("policy_loss", "step 1: loss or gradient not finite", lambda *args: loss(
-                *args[:4], args[4] * (math.nan if next(calls) == 9 else 1), *args[5:]))):
-        with monkeypatch.context() as patch:
-            patch.setattr(rlvr, name, spoiled)
-            assert words in message_of("--output_dir", tmp_path / name, short)
-    out = tmp_path / "policy_loss"  # has the weights of the last step that was whole
-    assert torch.isfinite(weights(out / "last_good")).all() and len(read_lines(out / "metrics.jsonl")) == 1
+def test_a_damaged_model_ends_in_one_line(folders, tmp_path):
+    rand = random.Random(0)
+    refused = 0
+    for number in range(20):
+        model = tmp_path / str(number)
+        shutil.copytree(folders / "qwen", model)
+        damage(rand.choice(sorted(model.iterdir())), rand)
+        message = stop_of(loaded, model)
+        if message:
+            assert str(model) in message
+            refused += 1
+    assert 5 < refused < 20
 
-def test_broken_folders_end_in_one_line(short, folders, tmp_path):
-    """A file of a run or a model that is cut off, gone, empty, of another kind or a Git LFS pointer."""
-    run, rand, refused = tmp_path / "run", random.Random(0), 0
-    go(run, short, "--eval_prompts 0")
-    (run / "summary.json").unlink()
-    for number in range(40):
-        copy = tmp_path / str(number)
-        shutil.copytree((folders / "qwen", run)[number % 2], copy)
-        file = rand.choice(sorted(f for f in copy.rglob("*.*") if f.is_file() and "final" not in f.parts))
-        cut = (data := file.read_bytes())[:rand.randrange(len(data) or 1)]
-        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9"
-        damage = rand.choice([None, cut, pointer, b"", b"[1]"])
-        file.unlink() if damage is None else file.write_bytes(damage)
-        if message := stop_of(*((rlvr.main, ["--resume", str(copy)]) if number % 2 else (loaded, copy))):
-            refused += str(copy) in message or pytest.fail(message)
-    assert 10 < refused < 40
-    checkpoint = run / "checkpoint-000004" / "trainer.pt"
+def test_a_damaged_run_ends_in_one_line(stopped, tmp_path):
+    """Or it goes on, if it can do without that file."""
+    out, _ = stopped
+    whole = tmp_path / "whole"
+    out.rename(whole)
+    rand = random.Random(0)
+    refused = 0
+    for _ in range(20):
+        shutil.copytree(whole, out)
+        files = [*out.glob("*.json"), *out.glob("checkpoint-*/*")]
+        damage(rand.choice(sorted(files)), rand)
+        message = stop_of(rlvr.main, command("--resume", out, "--steps 2"))
+        if message:
+            assert str(out) in message
+            refused += 1
+        shutil.rmtree(out)
+    assert 5 < refused < 20
+
+def test_a_damaged_file_of_a_run_is_named(stopped):
+    out, _ = stopped
+    checkpoint = out / "checkpoint-000002" / "trainer.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:999])
-    assert "checkpoint-000004: damaged" in message_of("--resume", run)
-    (run / "config.json").write_text("{")
-    assert "config.json: damaged" in message_of("--resume", run)
+    assert "checkpoint-000002: damaged" in message_of("--resume", out)
+    (out / "config.json").write_text("{")
+    assert "config.json: damaged" in message_of("--resume", out)
 
-@pytest.mark.parametrize("name, flags", [*((m, "--gradient_checkpointing") for m in ("qwen", "gpt2")),
-                                         ("llama", "--advantage mean --reuse 2")])
-def test_hugging_face_model_trains_on_own_data_and_reward(folders, tmp_path, name, flags):
-    """The reward, short responses, comes from the user's own file; it rises, and the policy is saved. The
-    ratio is 1 before the first update: GPT-2's dropout is off, in training mode too."""
-    data = write_lines(tmp_path / "data.jsonl", [{"prompt": f"p{i}", "answer": str(i)} for i in range(40)])
-    log = go(tmp_path / "run", flags, f"--model {folders / name} --dataset {data} --steps 12 --reward",
-             f"{folders}/own.py:few --prompts_per_step 8 --max_new_tokens 12 --max_prompt_tokens 100",
-             "--lr 1e-2 --seed 5 --warmup_steps 1 --eval_prompts 2 --eval_samples 2 --preset grpo")
-    assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in log) and 0 < log[0]["truncated"]
+# ------------------------------------------------------------------------------- what a run teaches
+
+def test_equal_rewards_teach_nothing(folders, tmp_path):
+    go(tmp_path / "run", SHORT, f"--model {folders / 'demo'} --preset grpo",
+       f"--reward {folders / 'own.py'}:same")
+    assert torch.equal(weights(tmp_path / "run" / "final"), weights(folders / "demo"))
+
+def test_an_entropy_bonus_raises_the_entropy_without_any_reward(folders, tmp_path):
+    log = go(tmp_path / "run", SHORT, f"--model {folders / 'demo'} --preset grpo",
+             f"--reward {folders / 'own.py'}:same --lr 1e-3 --reuse 4",
+             "--entropy_bonus 0.5 --bonus_delta 0")
+    for record in log:
+        assert record["zero_adv"] == 1
+        assert record["dH"] > 0
+
+def test_kl_penalty_holds_the_policy(short, tmp_path):
+    """With all tokens penalised, and heavily, it stays closer to the policy that sampled."""
+    flags = "--preset grpo --eps_high inf --eps_low inf --reuse 8 --lr 3e-3"
+    free = go(tmp_path / "free", short, flags)
+    held = go(tmp_path / "held", short, flags, "--cov_share 1 --cov_penalty 100")
+
+    def moved(log):
+        return sum(record["ratio_pos"] - record["ratio_neg"] for record in log)
+
+    assert 0 < moved(held) < 0.5 * moved(free)
+
+@pytest.mark.parametrize("name, flags", [
+    ("qwen", "--gradient_checkpointing"),
+    ("gpt2", "--gradient_checkpointing"),
+    ("llama", "--advantage mean --reuse 2"),
+])
+def test_a_hugging_face_model_learns_short_responses(folders, tmp_path, name, flags):
+    """On data and by a reward of the user's own. Before the first update of a batch the ratio is 1:
+    GPT-2's dropout is off, in training mode too."""
+    rows = [{"prompt": f"p{i}", "answer": str(i)} for i in range(40)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    log = go(
+        tmp_path / "run", flags,
+        f"--model {folders / name} --dataset {data} --reward {folders / 'own.py'}:few",
+        "--max_prompt_tokens 100 --max_new_tokens 12 --prompts_per_step 8 --steps 12 --seed 5",
+        "--preset grpo --lr 1e-2 --warmup_steps 1 --eval_prompts 2 --eval_samples 2")
+    for record in log:
+        assert record["logp_gap"] < 1e-3
+        assert record["ratio_gap"] < 1e-3
+    assert log[0]["truncated"] > 0
     assert log[-1]["reward"] > log[0]["reward"] + 0.1
     tf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
-# ------------------------------------------------------------------------------------------------------ GPU
+# ----------------------------------------------------------------------------------- edges of a run
+
+def test_few_prompts_come_back_within_a_step_with_other_responses(folders, tmp_path):
+    out = tmp_path / "run"
+    go(out, f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --num_prompts 3",
+       "--prompts_per_step 8 --group_size 4 --steps 1 --eval_prompts 0 --log_samples 32")
+    samples = read_log(out, "samples.jsonl")
+    assert len({sample["prompt"] for sample in samples}) == 3
+    assert len({sample["response"] for sample in samples}) > 20
+
+@pytest.fixture
+def long_prompt(folders, tmp_path):
+    """Flags of a run whose only prompt has 251 tokens: it fills the context of 256 but for 5."""
+    row = {"question": "x " * 89, "answer": "2"}
+    policy = loaded(folders / "qwen")
+    c = config(folders / "qwen", "--max_prompt_tokens 248")
+    with pytest.raises(ValueError, match="longer"):
+        rlvr.make_problem(row, ("question", "answer"), policy, c)
+    data = write_lines(tmp_path / "one.jsonl", [row])
+    return (f"--model {folders / 'qwen'} --dataset {data} --steps 2 --max_new_tokens 4 "
+            "--eval_prompts 1 --prompts_per_step 4")
+
+def test_empty_responses_to_a_prompt_that_fills_the_context(long_prompt, tmp_path):
+    """Every token ends a response."""
+    stop_at_all = command("--stop_tokens", *range(VOCABULARY))
+    log = go(tmp_path / "run", long_prompt, "--max_prompt_tokens 251", *stop_at_all)
+    for record in log:
+        assert record["length"] == 1
+        assert record["reward"] == 0
+        assert record["zero_adv"] == 1
+        assert record["loss"] == 0
+
+def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
+    message = message_of(long_prompt, "--max_prompt_tokens 250 --output_dir", tmp_path / "run")
+    assert "no usable prompt" in message
+
+# ----------------------------------------------------------------------------- runs that went wrong
+
+def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, monkeypatch):
+    sample = rlvr.sample
+
+    def hot_sample(policy, prompts, u, temperature):
+        return sample(policy, prompts, u, 3.0)
+
+    monkeypatch.setattr(rlvr, "sample", hot_sample)
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert "sampler and trainer disagree" in message
+
+def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, monkeypatch):
+    score = rlvr.score
+
+    def other_score_with_gradient(*args):
+        off = 0.5 * torch.is_grad_enabled()
+        return [values + off for values in score(*args)]
+
+    monkeypatch.setattr(rlvr, "score", other_score_with_gradient)
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert "the ratio was off 1" in message
+
+def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
+        short, tmp_path, monkeypatch):
+    """At the first update of step 1: there are 2 mini-batches x 4 passes a step."""
+    policy_loss = rlvr.policy_loss
+    calls = itertools.count(1)
+
+    def nan_at_the_ninth(*args):
+        loss = policy_loss(*args)
+        return loss * math.nan if next(calls) == 9 else loss
+
+    monkeypatch.setattr(rlvr, "policy_loss", nan_at_the_ninth)
+    out = tmp_path / "run"
+    message = message_of("--output_dir", out, short)
+    assert "step 1: loss or gradient not finite" in message
+    assert torch.isfinite(weights(out / "last_good")).all()
+    assert len(read_log(out)) == 1
+
+@pytest.mark.parametrize("change, advice", [
+    (dict(zero_adv=0.8), "--group_size"),
+    (dict(entropy=0.7), "--lr"),
+    (dict(entropy=0.02), "collapsed"),
+    (dict(truncated=0.3), "--max_new_tokens"),
+    (dict(clip_pos=0.0, clip_neg=0.0), "--reuse"),
+    # Warm-up moves little, so nothing is clipped yet.
+    (dict(clip_pos=0.0, clip_neg=0.0, step=1), None),
+    ({}, None),
+])
+def test_warnings_of_a_useless_run(change, advice):
+    fine = dict(step=9, zero_adv=0.2, entropy=0.3, clip_pos=0.01, clip_neg=0.02, truncated=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rlvr.warn_if_useless(rlvr.parse_config([]), fine | change, 0.3)
+    if advice:
+        assert len(caught) == 1
+        assert advice in str(caught[0].message)
+    else:
+        assert not caught
+
+# --------------------------------------------------------------------------------------------- show
+
+def test_show_prints_the_rollouts_of_the_last_step(run, capsys):
+    rlvr.main(["--show", str(run.out)])
+    text = capsys.readouterr().out
+    samples = [s for s in read_log(run.out, "samples.jsonl") if s["step"] == 3]
+    assert text.count("step 3\n") == len(samples)
+    for sample in samples:
+        assert sample["prompt"] + "".join(sample["tokens"]) in text
+    assert f"extracted {samples[0]['extracted']!r}" in text
+
+def test_show_names_the_steps_that_there_are(run):
+    assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
+
+def test_show_passes_on_no_control_characters(run, tmp_path, capsys):
+    samples = read_log(run.out, "samples.jsonl")
+    samples[-1]["tokens"][0] = "\033[2J"  # what would clear the screen
+    write_lines(tmp_path / "samples.jsonl", samples)
+    rlvr.main(["--show", str(tmp_path)])
+    assert "\033" not in capsys.readouterr().out
+
+def test_show_leaves_out_a_line_that_is_being_written(run, tmp_path, capsys):
+    samples = (run.out / "samples.jsonl").read_text()
+    (tmp_path / "samples.jsonl").write_text(samples + '{"step": 4, "half')
+    rlvr.main(["--show", str(tmp_path)])
+    assert "step 3\n" in capsys.readouterr().out
+
+# ------------------------------------------------------------------------------------------- report
+
+EVALUATED = ["avg@32", "pass@1", "pass@2", "pass@4", "pass@8", "pass@16", "pass@32", "entropy",
+             "distinct", "diversity", "ece", "overconfidence", "length", "truncated", "ungraded"]
+
+def fake_run(folder, flags, **after):
+    """The files of a finished run: its held-out values are 0.5 but for these after training, its
+    entropy is on target but for the first six of nine steps."""
+    c = rlvr.parse_config(command(flags))
+    before = dict.fromkeys(EVALUATED, 0.5) | {"intervals": {}}
+    summary = {"before": before, "after": before | after}
+    log = []
+    for step in range(9):
+        log.append({
+            "step": step, "reward": 0.1, "solved": 0.2, "lambda": 1.0,
+            "entropy": c.target_entropy + (0.1 if step < 6 else 0.0),
+            "dH_pos": -0.1 * step, "dH_neg": 0.0, "dH": -0.01 * step,
+        })
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_lines(folder / "metrics.jsonl", log)
+
+def reported(pattern, capsys):
+    """What --report prints -> {run: {column: cell}}, in the order of the rows, and the rest."""
+    rlvr.main(["--report", str(pattern)])
+    shown = capsys.readouterr()
+    table = []
+    for line in shown.out.strip().splitlines():
+        table.append([cell.strip() for cell in line.strip("|").split("|")])
+    columns = table[0]
+    rows = {row[0]: dict(zip(columns, row)) for row in table[2:]}
+    return rows, shown.err
+
+@pytest.fixture
+def finished_runs(tmp_path):
+    """Two configurations with two seeds each, and one with one seed that has another knob."""
+    for flags, accuracy, entropy in [
+        ("grpo --seed 0", 0.4, 0.1),
+        ("grpo --seed 1", 0.5, 0.11),
+        ("pos_adv_entropy --seed 0", 0.44, 0.2),
+        ("pos_adv_entropy --seed 1", 0.6, 0.21),
+        ("grpo --num_prompts 16", 0.3, 0.05),
+    ]:
+        values = {"avg@32": accuracy, "entropy": entropy, "ece": -entropy}
+        fake_run(tmp_path / flags, f"--preset {flags}", **values)
+    return tmp_path / "*"
+
+def test_report_orders_runs_by_entropy(finished_runs, capsys):
+    rows, _ = reported(finished_runs, capsys)
+    seeds = [(name, row["seeds"]) for name, row in rows.items()]
+    assert seeds == [
+        ("before training", "2"),
+        ("pos_adv_entropy", "2"),
+        ("grpo", "2"),
+        ("grpo-num_prompts=16", "1"),
+        ("Spearman with entropy", "5"),
+    ]
+
+@pytest.mark.parametrize("name, column, cell", [
+    ("grpo", "avg@32", "0.450 ± 0.071"),
+    # By seed +10 % and +20 %: mean 15, standard error 5, t with one degree of freedom 12.71.
+    ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
+    ("grpo-num_prompts=16", "avg@32", "0.300 (-25 %)"),
+    ("pos_adv_entropy", "off target", "0.000 ± 0.000"),
+    ("grpo", "off target", ""),
+    ("grpo", "dH_pos", "-0.400 ± 0.000"),
+    ("grpo", "r_dH", "1.000 ± 0.000"),
+    ("Spearman with entropy", "ece", "-1.00"),
+    ("Spearman with entropy", "avg@32", "+0.90"),  # 1 - 6 (1 + 1) / (5 x 24)
+])
+def test_report_says_mean_deviation_and_paired_change(finished_runs, capsys, name, column, cell):
+    rows, _ = reported(finished_runs, capsys)
+    assert rows[name][column] == cell
+
+def test_report_leaves_out_unfinished_runs_and_says_so(finished_runs, tmp_path, capsys):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_text("{}")
+    rows, warned = reported(finished_runs, capsys)
+    assert rows["Spearman with entropy"]["seeds"] == "5"
+    assert "unfinished" in warned
+
+def test_report_names_runs_by_what_they_do_not_share(tmp_path, capsys):
+    """Also models with the same last name, and what differs behind 200 characters."""
+    shared = f"--preset grpo --dataset {'d' * 200}"
+    fake_run(tmp_path / "1", f"{shared} --model one/m")
+    fake_run(tmp_path / "2", f"{shared} --model two/m")
+    fake_run(tmp_path / "3", f"{shared} --model one/m --warmup_steps 3")
+    rows, _ = reported(tmp_path / "*", capsys)
+    names = {name for name in rows if name.startswith("grpo")}
+    assert names == {
+        "grpo-model=one/m", "grpo-model=two/m", "grpo-model=one/m-warmup_steps=3"}
+
+def test_report_draws_a_picture(finished_runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    reported(finished_runs, capsys)
+    assert (tmp_path / "report.png").stat().st_size > 10000
+
+# ---------------------------------------------------------------------------------------------- GPU
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("flags", ["", "--gradient_checkpointing"])
 @pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
 def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folders, name, flags):
     policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", flags)
-    policy = replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
+    policy = stopping_at_every(40, policy)
+    by_graph = replace(policy, by_graph=True)
+    one_by_one = replace(policy, by_graph=False)
     for rows in (30, 48):
-        fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), 1.0)
-                      for graph in (True, False))
-        assert all(map(torch.equal, fast[:3], slow[:3]))
-    responses = [row[:n] for row, n in zip(fast[0].tolist(), fast[1].tolist())]
-    logp, _, _ = rlvr.score(policy, [PROMPTS[i // 16] for i in range(48)], responses, 1.0)
-    assert logp.dtype == torch.float32 and (logp - fast[3][:, :logp.shape[1]]).abs().mean() < 0.05
+        u = seeded(rows, 200, rows)
+        fast = rlvr.sample(by_graph, PROMPTS, u, 1.0)
+        slow = rlvr.sample(one_by_one, PROMPTS, u, 1.0)
+        for x, y in zip(fast[:3], slow[:3]):  # tokens, lengths, finished
+            assert torch.equal(x, y)
+
+    tokens, lengths, _, sampled_logp, _ = fast
+    responses = [row[:n] for row, n in zip(tokens.tolist(), lengths.tolist())]
+    prompts = [PROMPTS[i // 16] for i in range(48)]
+    logp, _, _ = rlvr.score(policy, prompts, responses, 1.0)
+    assert logp.dtype == torch.float32
+    assert (logp - sampled_logp[:, :logp.shape[1]]).abs().mean() < 0.05
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="NCCL takes one process per GPU")
 def test_cuda_two_processes_share_a_run(short, tmp_path):
-    argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
+    argv = [*PROGRAM_BY_TWO, *command("--output_dir", tmp_path / "run", short)]
     assert subprocess.run(argv, timeout=300).returncode == 0
