@@ -1,5 +1,5 @@
 """Tests: behaviour, no network, no GPU needed. Every fast path is compared with a slow and obvious twin."""
-import dataclasses, glob, itertools, json, math, multiprocessing, os, random
+import copy, dataclasses, glob, itertools, json, math, multiprocessing, os, random
 import re, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -51,7 +51,7 @@ def folders(tmp_path_factory):
     for name, model in FAMILIES.items():
         tokenizer = bpe_tokenizer(name in ("llama", "gpt2"), CHATML if name == "qwen" else None)
         model = model(model.config_class(**SIZES | OWN.get(name, {})))
-        rlvr.Policy(model, tokenizer, [0]).save(root / name)
+        rlvr.save_policy(rlvr.Policy(model, tokenizer, [0]), root / name)
     rlvr.pretrain_demo(root / "demo", steps=3, batch=16)
     (root / "own.py").write_text(
         "odd = lambda response, answer: len(response) % 2\nsame = lambda response, answer: 0\n"
@@ -110,6 +110,10 @@ def knobs(**values):
     return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0,
                                   seed=0, cov_share=0.0, cov_penalty=0.0) | values)
 
+def tokens_of(old_logp, A, mask):
+    return rlvr.Tokens(old_logp, torch.zeros_like(old_logp), A[:, None].expand(mask.shape), mask,
+                       torch.zeros_like(mask))
+
 def test_loss_and_gradient_equal_their_twin():
     torch.manual_seed(1)
     old, A = torch.randn(4, 5), torch.tensor([1.5, -0.5, 0.0, 2.0])
@@ -124,8 +128,9 @@ def test_loss_and_gradient_equal_their_twin():
             expected -= w * min(r * a, min(max(r, 1 - low), 1 + high) * a)
             gradient[b, t], clipped = 0 if dead else -w * r * a, clipped + dead
         c = knobs(eps_low=low, eps_high=high, neg_weight=neg_weight)
-        loss = rlvr.policy_loss(logp, old, A[:, None], mask, 20, c, lam)
-        sums = rlvr.loss_sums(logp, old, A[:, None], mask, 20, c, lam, torch.zeros(4, 5))
+        tokens = tokens_of(old, A, mask)
+        loss = rlvr.policy_loss(logp, None, tokens, c, lam) / 20
+        sums = rlvr.sums_by_sign(logp, tokens, c, lam, torch.zeros(4, 5))
         loss.backward()
         assert loss.item() == pytest.approx(expected, rel=1e-5)
         assert torch.allclose(logp.grad, gradient, rtol=1e-4) and (clipped > 0) == (high < math.inf)
@@ -138,11 +143,12 @@ def test_dH_is_the_entropy_change_of_a_small_step():
     logits, targets, eta = (2 * torch.randn(12, 6)).requires_grad_(), torch.randint(0, 6, (12,)), 1e-4
     head = torch.nn.Linear(6, 6, bias=False)
     head.weight.data = torch.eye(6)
-    logp, _, sharpening = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
+    logp, _, sharpening = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0, 5))
     old = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T  # some ratios are clipped, on both sides
     A, c = torch.tensor([1.0, -1.0, 2.0, -0.5]), knobs(eps_low=0.1, eps_high=0.1)
-    args = logp, old, A[:, None], torch.ones(4, 3, dtype=torch.bool), 12, c, 0.5
-    loss, sums = rlvr.policy_loss(*args), rlvr.loss_sums(*args, sharpening)
+    tokens = tokens_of(old, A, torch.ones(4, 3, dtype=torch.bool))
+    loss = rlvr.policy_loss(logp, None, tokens, c, 0.5) / 12
+    sums = {k: v.item() for k, v in rlvr.sums_by_sign(logp, tokens, c, 0.5, sharpening / 12).items()}
     assert sums["clip_pos"] and sums["clip_neg"] and sums["dH_pos"] and sums["dH_neg"]
     loss.backward()
     start, step = logits.detach().double(), -eta * logits.grad.double()
@@ -152,8 +158,9 @@ def test_dH_is_the_entropy_change_of_a_small_step():
 def variant(tokens, **values):
     logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
     mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
-    return rlvr.other_methods(knobs(**values), torch.tensor(tokens["A"])[:, None].expand(mask.shape), logp,
-                         entropy, mask, 3)
+    tokens = dataclasses.replace(tokens_of(logp, torch.tensor(tokens["A"]), mask), entropy=entropy)
+    changed = rlvr.other_methods(tokens, knobs(**values), 3)
+    return changed.advantage, changed.in_loss, changed.in_kl
 
 def test_methods_that_the_paper_compares():
     tokens = dict(A=[2.0, -1.0, 0.0], logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
@@ -184,7 +191,8 @@ def policy_gradient(policy, prompts, responses, A, split, pad=0):
         logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
         mask = torch.tensor([[t < len(responses[i]) for t in range(logp.shape[1])] for i in rows])
         old, tokens = (logp + 0.1 * mask).detach(), sum(map(len, responses))
-        rlvr.policy_loss(logp, old, A[rows][:, None], mask, tokens, knobs(), 0.5).backward()
+        loss = rlvr.policy_loss(logp, None, tokens_of(old, A[rows], mask), knobs(cov_penalty=0.0), 0.5)
+        (loss / tokens).backward()
     return gradient_of(policy)
 
 # Prompts, two of them the same, and responses; 0 is pad or eos somewhere.
@@ -217,7 +225,7 @@ def test_chunked_head_equals_dense_twin(temperature):
     head, mix = torch.nn.Linear(8, 50), torch.randn(2, 23)
     leaves, sizes = (hidden, head.weight, head.bias), []
     hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
-    logp, entropy, push = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)  # 4 a chunk
+    logp, entropy, push = rlvr.logp_entropy(hidden, head, targets, temperature, 4)
     fast = torch.autograd.grad(mix[0] @ logp + mix[1] @ entropy, leaves)
     hook.remove()
     assert max(sizes) <= 200 and sum(sizes) == 2 * 23 * 50  # each token once forward, once again in backward
@@ -262,6 +270,9 @@ def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
 
 PROMPTS = [(5, 6, 7), (4, 0, 9, 10, 11, 12), (13,)]  # unequal lengths, one with the pad or eos id inside
 
+def at(temperature):
+    return SimpleNamespace(temperature=temperature)
+
 def seeded(rows, columns, seed):
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
 
@@ -280,7 +291,7 @@ def slow_sample(policy, prompt, uniforms, temperature):
 def test_sampler_equals_slow_twin_in_any_batch(any_policy):
     """Rows leave at all times. At a vanishing temperature sampling is the argmax."""
     policy, uniforms = replace(any_policy, stop_ids=list(range(0, 320, 9))), seeded(48, 16, 3)
-    tokens, lengths, finished, logp, entropy = together = rlvr.sample(policy, PROMPTS, uniforms, 0.9)
+    tokens, lengths, finished, logp, entropy = together = rlvr.sample(policy, PROMPTS, uniforms, at(0.9))
     for row, n in list(enumerate(lengths.tolist()))[::4]:
         with torch.no_grad():
             ids, logps, entropies = slow_sample(policy, PROMPTS[row // 16], uniforms[row], 0.9)
@@ -290,9 +301,9 @@ def test_sampler_equals_slow_twin_in_any_batch(any_policy):
         assert entropy[row, :n].tolist() == pytest.approx(entropies, abs=1e-4)
     assert len({*lengths.tolist()}) > 2 and not tokens[:, 15][lengths < 16].any()
     for i, prompt in enumerate(PROMPTS):
-        alone = rlvr.sample(policy, [prompt], uniforms[16 * i:16 * i + 16], 0.9)
+        alone = rlvr.sample(policy, [prompt], uniforms[16 * i:16 * i + 16], at(0.9))
         assert all(torch.equal(x, y[16 * i:16 * i + 16]) for x, y in zip(alone[:3], together))
-        tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), 1e-6)
+        tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), at(1e-6))
         ids = torch.tensor([prompt])
         twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
                                      pad_token_id=0, max_new_tokens=16, eos_token_id=policy.stop_ids)
@@ -322,7 +333,7 @@ class Tape(TorchDispatchMode):
 def test_graphs_decode_token_for_token(policy, monkeypatch):
     """A capture runs the step without effect on a GPU; the tape runs it, so its step is undone."""
     policy = replace(policy, stop_ids=list(range(0, 320, 9)))
-    steps = [rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0) for n in (42, 30)]
+    steps = [rlvr.sample(policy, PROMPTS, seeded(n, 24, n), at(1.0)) for n in (42, 30)]
 
     def taped(function):
         with (tape := Tape()):
@@ -333,7 +344,7 @@ def test_graphs_decode_token_for_token(policy, monkeypatch):
     monkeypatch.setattr(rlvr, "capture", taped)
     policy = replace(policy, by_graph=True)
     for one_by_one, n in zip(steps, (42, 30)):
-        by_graph = rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0)
+        by_graph = rlvr.sample(policy, PROMPTS, seeded(n, 24, n), at(1.0))
         assert all(map(torch.equal, one_by_one[:3], by_graph[:3]))
         assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(one_by_one[3:], by_graph[3:]))
     assert len(Tape.replays) > 10
@@ -347,12 +358,12 @@ def test_cost_follows_the_tokens_produced(policy):
     prompts, responses = [(5, 6, 7)] * 3 + [(9, 10, 11, 12, 13)] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
     assert rlvr.score(policy, prompts, responses, 1.0)[0].shape == (5, 30) and shapes == [(2, 5), (5, 29)]
     short = replace(policy, stop_ids=list(range(0, 320, 5)))
-    lengths = rlvr.sample(short, PROMPTS, seeded(300, 16, 4), 1.0)[1]
+    lengths = rlvr.sample(short, PROMPTS, seeded(300, 16, 4), at(1.0))[1]
     hook.remove()
     assert shapes[2] == (3, 6) and sum(rows for rows, _ in shapes[3:]) <= 2 * int(lengths.sum())
 
 def test_samples_follow_the_distribution(policy):
-    tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
+    tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), at(1.0))[0][:, 0]
     p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
     counts = torch.bincount(tokens, minlength=len(p))
     assert ((counts - 20000 * p).abs() <= 5 * (20000 * p * (1 - p)).sqrt() + 1).all()
@@ -369,7 +380,7 @@ def test_rollout_agrees_with_score_and_chunks(policy):
     with torch.no_grad():
         scored = torch.stack(rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)[:2])
     assert torch.allclose(scored, torch.stack([whole.logp, whole.entropy]) * whole.mask, atol=1e-4)
-    grids = torch.stack(rlvr.score_all(policy, whole, range(12), c))  # in micro-batches, nothing outside the responses
+    grids = torch.stack(rlvr.score_all(policy, whole, c))  # in micro-batches, nothing outside the responses
     assert torch.allclose(grids, scored, atol=1e-4)
 
 # --------------------------------------------------------- advantages, pass@k, schedules, evaluation, rewards
@@ -385,24 +396,23 @@ def test_advantages():
         assert not rlvr.advantages(torch.full((1, group), value)).any()
 
 def test_schedules():
-    moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
+    moves = [(0, 8), (1, 8, 0.3, 0.3), (2, 8, 0.4, 0.1), (3, 8, 0.4, 0.2), (1, 8, 0.98, 0.3), (1, 8, 0.02, 0.1)]
     for schedule, calls, expected in (
-            ("constant", [(step, 0.9, 0.1) for step in range(3)], [0.3] * 3),
-            ("stage", [(0,), (5,), (6,), (8,), (10,)], [0, 0, 0.2, 0.6, 1]),
-            ("epoch", [(0, None, None, epoch, 5) for epoch in range(1, 6)], [0, 0.25, 0.5, 0.75, 1]),
+            ("constant", [(step, 8, 0.9, 0.1) for step in range(3)], [0.3] * 3),
+            ("stage", [(0, 8), (5, 8), (6, 8), (8, 8), (10, 8)], [0, 0, 0.2, 0.6, 1]),
+            ("epoch", [(0, 8), (1, 8), (2, 8), (4, 8), (7, 8), (9, 8)], [0, 0, 0.2, 0.4, 0.6, 0.8]),
             ("entropy", moves, [0.3, 0.35, 0.35, 0.45, 1, 0])):
-        c = knobs(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
-        assert [rlvr.next_pos_weight(c, *call) for call in calls] == pytest.approx(expected)
+        c = knobs(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05,
+                  prompts_per_step=4)
+        assert [rlvr.next_lambda(c, *call) for call in calls] == pytest.approx(expected)
 
-def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
-    c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
-    state, path = {"step": 0, "bonus": 0.01, "pos_weight": 0.0, "start_entropy": None}, []
-    for h in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3):  # 8 steps of 32 prompts, 64 of them: four epochs
-        state = rlvr.next_state(c, state, {"entropy": h}, prompts=64)
-        path.append((state["pos_weight"], round(state["bonus"], 4)))
-    assert [bonus for _, bonus in path] == [0.03, 0.05, 0.03, 0.01, 0.0, 0.0, 0.0]
-    assert [weight for weight, _ in path] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
-    assert state["start_entropy"] == 0.1 and state["step"] == 7
+def test_the_bonus_follows_the_entropy():
+    c = rlvr.parse_config(command("--preset ada_ent_reg --bonus_delta 0.02 --target_entropy 0.2"))
+    bonus, path = 0.01, []
+    for H in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3):
+        bonus = rlvr.next_bonus(c, bonus, H)
+        path.append(round(bonus, 4))
+    assert path == [0.03, 0.05, 0.03, 0.01, 0.0, 0.0]
 
 def test_metrics_equal_their_definitions():
     for correct, k in itertools.product(range(7), range(1, 7)):
@@ -428,7 +438,7 @@ def test_evaluate_counts(policy, monkeypatch):
                                              SimpleNamespace(eval_samples=samples, seed=0))
     result = evaluate(4)
     assert [result[name] for name in ("avg@4", "pass@1", "pass@2", "pass@4")] == [3 / 8, 3 / 8, 0.5, 0.5]
-    assert result["intervals"]["pass@4"] == [0.0, 1.0]  # one problem of two: a resample may have none or both
+    assert result["interval"]["pass@4"] == pytest.approx(1.96 * 0.5 / 2**0.5)  # one problem of two
     assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)
     assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
     assert [result[name] for name in ("distinct", "entropy", "length", "truncated")] == [1.0, 0.5, 1.5, 1 / 8]
@@ -449,7 +459,9 @@ def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(mo
     assert errors == {2: "KeyError: 'odd'", 4: "ValueError: the reward is nan, no finite number"}
     advantage = rlvr.advantages(rewards.view(3, 2))
     assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
-    assert "no response can be judged: KeyError" in stop_of(rlvr.rewards_of, *judged(["odd"] * 6, reward))
+    finished = [True] * 5 + [False]  # a reward that always raises: also if a response was cut off
+    assert "no response can be judged: KeyError" in stop_of(
+        rlvr.rewards_of, *judged(["odd"] * 6, reward, finished))
     monkeypatch.setattr(verify.verify_batch, "__defaults__", (0.2,))  # patience, seconds
     assert "the reward function hangs" in stop_of(judged, texts, lambda text, problem: time.sleep(1))
     for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
@@ -545,12 +557,12 @@ def test_chat_templates(folders, tmp_path):
     policy = loaded(folders / "qwen")
     policy.tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
     for number in range(2):  # over itself, too
-        policy.save(tmp_path / "saved", step=number)
+        rlvr.save_policy(policy, tmp_path / "saved", step=number)
     again = tf.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again.chat_template == policy.tokenizer.chat_template
     policy = loaded(folders / "qwen")
     policy.tokenizer.eos_token = "<pad>"
-    policy.save(tmp_path / "model")
+    rlvr.save_policy(policy, tmp_path / "model")
     ends = {*map(policy.tokenizer.convert_tokens_to_ids, ("<|im_end|>", "<pad>"))}
     assert ends <= {*loaded(tmp_path / "model").stop_ids}
     policy.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
@@ -608,9 +620,9 @@ BAD_FLAGS = """
 --updates_per_batch 7 | --updates_per_batch 7, --prompts_per_step 32  ¦  --pos_schedule cosine | cosine, stage
 --preset grpo --target_entropy 0.1 | --target_entropy  ¦  --pos_schedule stage --pos_weight 1 | --pos_weight
 --report nowhere/* | nowhere/*, no finished run  ¦  --learning_rate 1 | --learning_rate, --help
---preset ppo | ppo, pos_adv_entropy  ¦  --split test | --split, countdown  ¦  --group_size 1 | --group_size 1
---temperature nan | --temperature  ¦  --num_prompts 0 | --num_prompts 0  ¦  --temperature 0 | --temperature
---pos_weight 2 | --pos_weight 2  ¦  --cov_share 2 | --cov_share 2  ¦  --steps many | --steps, many
+--preset ppo | ppo, pos_adv_entropy  ¦  --split test | --split, countdown  ¦  --group_size 1 | --group_size, 2..inf
+--temperature nan | --temperature  ¦  --num_prompts 0 | --num_prompts, 1..inf  ¦  --temperature 0 | --temperature
+--pos_weight 2 | --pos_weight 2  ¦  --cov_share 2 | --cov_share, 0..1  ¦  --steps many | --steps, many
 --resume nowhere | nowhere  ¦  --eps_low -1 | --eps_low  ¦  --show nowhere | nowhere  ¦  --lr -1 | --lr
 """
 
@@ -622,14 +634,14 @@ def test_bad_flags(argv, words):
 def test_bad_models(folders, tmp_path):
     policy = loaded(folders / "llama")
     renamed = {f"_orig_mod.{name}": tensor for name, tensor in policy.model.state_dict().items()}
-    policy.save(tmp_path / "renamed")
+    rlvr.save_policy(policy, tmp_path / "renamed")
     policy.model.save_pretrained(tmp_path / "renamed", state_dict=renamed)
     policy.tokenizer.eos_token = policy.tokenizer.pad_token = None
     policy.model.generation_config.eos_token_id = policy.model.config.eos_token_id = None
-    policy.save(tmp_path / "no_eos")
+    rlvr.save_policy(policy, tmp_path / "no_eos")
     policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
     policy.tokenizer.eos_token = "<extra0>"
-    policy.save(tmp_path / "large")
+    rlvr.save_policy(policy, tmp_path / "large")
     shutil.copytree(folders / "qwen", tmp_path / "own")
     (tmp_path / "own" / "config.json").write_text(
         '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}')
@@ -1067,7 +1079,7 @@ def assert_same_run(a, b):
 def test_command_line_run_leaves_files_that_others_open(run, folders):
     metrics, samples = read_lines(run.out / "metrics.jsonl", drop="-"), read_lines(run.out / "samples.jsonl")
     assert [m["step"] for m in metrics] == sorted({s["step"] for s in samples}) == [0, 1, 2, 3]
-    assert len(METRICS) > 30 and all(set(m) == set(METRICS) for m in metrics)  # as in the README's glossary
+    assert len(METRICS) > 25 and all(set(m) == set(METRICS) for m in metrics)  # as in the README's glossary
     assert all(m["logp_gap"] < 1e-3 and m["ratio_gap"] < 1e-3 for m in metrics)
     assert [m["lambda"] for m in metrics] == pytest.approx([0, 0.1, 0.2, 0.3])  # H > target
     assert {*"prompt response reward advantage finish_reason entropy tokens".split()} <= set(samples[0])
@@ -1123,15 +1135,15 @@ def test_equal_rewards_teach_nothing_but_an_entropy_bonus_does(folders, tmp_path
     go(tmp_path / "plain", flags)
     assert torch.equal(weights(tmp_path / "plain" / "final"), weights(folders / "demo"))
     log = go(tmp_path / "bonus", flags, "--lr 1e-3 --reuse 4 --entropy_bonus 0.5 --bonus_delta 0")
-    assert all(m["zero_adv"] == 1 and m["dH"] > 0 for m in log)
+    assert all(m["zero_adv"] == 1 for m in log) and log[-1]["entropy"] > log[0]["entropy"]
 
-def test_kl_penalty_holds_the_policy(short, tmp_path):
+def test_kl_penalty_holds_the_policy(folders, short, tmp_path):
     """All tokens penalised, heavily: over many passes the policy stays closer to the one that sampled."""
-    moved = {}
+    moved, before = {}, weights(folders / "demo")
     for penalty in (0, 100):
         flags = f"--preset grpo --eps_high inf --eps_low inf --reuse 8 --cov_share {penalty // 100} --lr 3e-3"
         log = go(tmp_path / str(penalty), short, flags, f"--cov_penalty {penalty}")
-        moved[penalty] = sum(m["ratio_pos"] - m["ratio_neg"] for m in log)
+        moved[penalty] = float((weights(tmp_path / str(penalty) / "final") - before).norm())
     assert 0 < moved[100] < 0.5 * moved[0]
 
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -1200,9 +1212,9 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
 @linux
 def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
     """The limit on the size of a file stands in for the disk: checkpoints grow past it at step 2."""
-    script = ("import resource, sys, rlvr\nsave = rlvr.Policy.save\ndef smaller(self, folder, **state):\n"
+    script = ("import resource, sys, rlvr\nsave = rlvr.save_policy\ndef smaller(policy, folder, **state):\n"
               "    if '2' in folder.name: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-              "    save(self, folder, **state)\nrlvr.Policy.save = smaller\nrlvr.main(sys.argv[1:])")
+              "    save(policy, folder, **state)\nrlvr.save_policy = smaller\nrlvr.main(sys.argv[1:])")
     argv = [sys.executable, "-c", script, *command(short, "--save_every 1 --output_dir", tmp_path / "run")]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=HERE, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -1263,13 +1275,13 @@ def fake_run(folder, flags, **values):
     """The files of a finished run with these held-out values after training."""
     c = rlvr.parse_config(command(flags))
     names = "avg@32 entropy ece ungraded distinct diversity overconfidence length truncated".split()
-    before = dict.fromkeys([*names, *(f"pass@{2**i}" for i in range(6))], 0.5) | {"intervals": {}}
+    before = dict.fromkeys([*names, *(f"pass@{2**i}" for i in range(6))], 0.5) | {"interval": {}}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
     (folder / "summary.json").write_text(json.dumps({"before": before, "after": before | values}))
     write_lines(folder / "metrics.jsonl", [
         {"step": i, "reward": 0.1, "solved": 0.2, "lambda": 1.0, "entropy": c.target_entropy + 0.1 * (i < 6),
-         "dH_pos": -0.1 * i, "dH_neg": 0.0, "dH": -0.01 * i} for i in range(9)])
+         "dH_pos": -0.1 * i, "dH_neg": 0.0} for i in range(9)])
 
 def test_report(tmp_path, capsys):
     for flags, avg, H in (("grpo --seed 0", 0.4, 0.1), ("pos_adv_entropy --seed 0", 0.44, 0.2),
@@ -1283,14 +1295,13 @@ def test_report(tmp_path, capsys):
     table = [[cell.strip() for cell in line[1:-1].split("|")] for line in shown.out.strip().splitlines()]
     rows = {row[0]: dict(zip(table[0], row)) for row in table[2:]}
     assert ", ".join(f"{row['run']} {row['seeds']}" for row in rows.values()) == (
-        "before training 2, pos_adv_entropy 2, grpo 2, grpo-num_prompts=16 1, Spearman with entropy 5")
+        "before training 2, pos_adv_entropy 2, grpo 2, grpo-num_prompts=16 1")
     assert "unfinished" in shown.err
-    for row, column, expected in (  # by seed +10 % and +20 %: mean 15, standard error 5, t(1) = 12.71
-            ("grpo", "avg@32", "0.450 ± 0.071"), ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
-            ("grpo-num_prompts=16", "avg@32", "0.300 (-25 %)"), ("Spearman with entropy", "ece", "-1.00"),
-            ("Spearman with entropy", "avg@32", "+0.90"),  # 1 - 6 (1 + 1) / (5 x 24)
+    for row, column, expected in (
+            ("grpo", "avg@32", "0.450 ± 0.071"), ("pos_adv_entropy", "avg@32", "0.520 ± 0.113"),
+            ("grpo-num_prompts=16", "avg@32", "0.300"),
             ("pos_adv_entropy", "off target", "0.000 ± 0.000"), ("grpo", "off target", ""),
-            ("grpo", "dH_pos", "-0.400 ± 0.000"), ("grpo", "r_dH", "1.000 ± 0.000")):
+            ("grpo", "dH_pos", "-0.400 ± 0.000")):
         assert rows[row][column] == expected
     # Models with the same last name, configurations that differ behind the 200th character: without the rest.
     for flags in ("--model one/m", "--model two/m", "--model one/m --warmup_steps 3"):
@@ -1306,11 +1317,11 @@ def test_numbers_that_went_wrong_stop_the_run(short, tmp_path, monkeypatch):
     update of step 1 (there are 2 mini-batches x 4 passes a step)."""
     sample, score, loss, calls = rlvr.sample, rlvr.score, rlvr.policy_loss, itertools.count(1)
     for name, words, spoiled in (
-            ("sample", "sampler and trainer disagree", lambda *args: sample(*args[:3], 3.0)),
+            ("sample", "sampler and trainer disagree", lambda *args: sample(*args[:3], at(3.0))),
             ("score", "the ratio was off 1", lambda *args: [
                 x + 0.5 * torch.is_grad_enabled() for x in score(*args)]),
             ("policy_loss", "step 1: loss or gradient not finite", lambda *args: loss(
-                *args[:4], args[4] * (math.nan if next(calls) == 9 else 1), *args[5:]))):
+                *args) * (math.nan if next(calls) == 9 else 1))):
         with monkeypatch.context() as patch:
             patch.setattr(rlvr, name, spoiled)
             assert words in message_of("--output_dir", tmp_path / name, short)
@@ -1361,7 +1372,7 @@ def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folde
     policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", flags)
     policy = replace(policy, stop_ids=list(range(0, 320, 40)))  # rows leave at all times
     for rows in (30, 48):
-        fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), 1.0)
+        fast, slow = (rlvr.sample(replace(policy, by_graph=graph), PROMPTS, seeded(rows, 200, rows), at(1.0))
                       for graph in (True, False))
         assert all(map(torch.equal, fast[:3], slow[:3]))
     responses = [row[:n] for row, n in zip(fast[0].tolist(), fast[1].tolist())]
@@ -1372,3 +1383,59 @@ def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folde
 def test_cuda_two_processes_share_a_run(short, tmp_path):
     argv = command(LAUNCHER, "--output_dir", tmp_path / "run", short)
     assert subprocess.run(argv, timeout=300).returncode == 0
+
+# --------------------------------------------------------------- what is trained is what was asked for
+
+def small_batch(policy, A):
+    """Four responses with these advantages, as an update needs them: rollouts, tokens, config, state."""
+    problems = [rlvr.Problem("", prompt, None, "math") for prompt in ROWS[0]]
+    mask = rlvr.padded(ROWS[1], policy.device)[1]
+    rollouts = SimpleNamespace(problems=problems, responses=ROWS[1], mask=mask)
+    c = config("demo", "--group_size 2 --prompts_per_step 2 --updates_per_batch 1 --reuse 1")
+    old_logp, _ = rlvr.score_all(policy, rollouts, c)
+    state = {"step": 0, "lambda": 1.0, "bonus": 0.0}
+    return rollouts, tokens_of(old_logp, torch.tensor(A), mask), c, state
+
+@pytest.fixture
+def demo(folders):
+    return loaded(folders / "demo")
+
+def test_rows_without_an_advantage_keep_their_kl_penalty(demo):
+    """In the second pass the policy has moved: then a penalty on rows without an advantage pulls."""
+    moved = {}
+    for penalty in (0.0, 100.0):
+        policy = replace(demo, model=copy.deepcopy(demo.model))
+        rollouts, tokens, c, state = small_batch(policy, [1.0, -1.0, 0.0, 0.0])
+        tokens.in_kl[2:] = tokens.in_loss[2:]
+        c.reuse = 2
+        c.cov_penalty = penalty
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
+        rlvr.update_policy(policy, optimizer, rollouts, tokens, state, c)
+        moved[penalty] = weights_of(policy)
+    assert not torch.allclose(moved[0.0], moved[100.0], atol=1e-4)
+
+def weights_of(policy):
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+def test_an_update_without_a_gradient_goes_on_with_the_momentum(demo):
+    """As it does in a run of several processes, whose gradients are summed and so are never None."""
+    rollouts, tokens, c, state = small_batch(demo, [1.0, -1.0, 1.0, -1.0])
+    optimizer = torch.optim.AdamW(demo.model.parameters(), lr=1e-3, weight_decay=0.0)
+    rlvr.update_policy(demo, optimizer, rollouts, tokens, state, c)
+    before = weights_of(demo)
+    still = replace(tokens, advantage=torch.zeros_like(tokens.advantage))
+    rlvr.update_policy(demo, optimizer, rollouts, still, state, c)
+    assert not torch.equal(weights_of(demo), before)
+
+def test_a_budget_counts_prompts_that_are_not_shared_for_each_response():
+    prompts = [tuple(range(50))] * 8
+    responses = [[0] * 5] * 8
+    assert len(rlvr.micro_batches(range(8), prompts, responses, 110)) == 1
+    assert len(rlvr.micro_batches(range(8), prompts, responses, 110, shared=False)) == 4
+
+def test_the_ratio_gap_is_of_the_tokens_in_the_loss():
+    old_logp = torch.zeros(1, 3)
+    logp = torch.tensor([[0.0, 0.0, 1.0]])
+    in_loss = torch.tensor([[True, True, False]])
+    sums = rlvr.sums_by_sign(logp, tokens_of(old_logp, torch.ones(1), in_loss), knobs(), 1.0, torch.zeros(1, 3))
+    assert sums["tokens"] == 2 and sums["ratio_gap"] == 0
