@@ -1,6 +1,6 @@
 """Tests of behaviour: no network, no GPU needed. Every fast path has a twin here that is slow and
 obviously right, and the two agree."""
-import dataclasses, glob, itertools, json, math, multiprocessing, os, random
+import copy, dataclasses, glob, itertools, json, math, multiprocessing, os, random
 import re, shutil, signal, subprocess, sys, tempfile, time, warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -105,7 +105,7 @@ def folders(tmp_path_factory):
         pad_is_eos = name in ("llama", "gpt2")
         chat_template = CHATML if name == "qwen" else None
         tokenizer = bpe_tokenizer(pad_is_eos, chat_template)
-        rlvr.Policy(model, tokenizer, [0]).save(root / name)
+        rlvr.save_policy(rlvr.Policy(model, tokenizer, [0]), root / name)
 
     rlvr.pretrain_demo(root / "demo", steps=3, batch=16)
     (root / "own.py").write_text(OWN_REWARDS)
@@ -189,140 +189,419 @@ def weights(folder):
     model = tf.AutoModelForCausalLM.from_pretrained(folder)
     return torch.cat([p.flatten() for p in model.parameters()])
 
-# --------------------------------------------------------------------------------------------- loss
+# ----------------------------------------------------------------------------------------- the loss
 
-def knobs(**values):
-    return SimpleNamespace(**dict(eps_low=0.2, eps_high=0.3, neg_weight=1.0, entropy_adv=0.0, pos_drop=0.0,
-                                  seed=0, cov_share=0.0, cov_penalty=0.0) | values)
+def tokens_of(old_logp, advantages, in_loss):
+    """What the loss has to know of tokens (b, T) whose responses have these advantages (b)."""
+    A = torch.tensor(advantages)[:, None]
+    return rlvr.Tokens(
+        old_logp=old_logp,
+        entropy=torch.zeros_like(old_logp),
+        advantage=A.expand(old_logp.shape),
+        in_loss=in_loss,
+        in_kl=torch.zeros_like(in_loss),
+    )
 
-def test_loss_and_gradient_equal_their_twin():
+def mask_of(lengths):
+    """(b, T): True for the tokens of responses of these lengths."""
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+def moved_far_enough(ratio, A, c):
+    """Where the paper says that a token has no gradient."""
+    if A > 0:
+        return ratio > 1 + c.eps_high
+    if A < 0:
+        return ratio < 1 - c.eps_low
+    return False
+
+def slow_loss(logp, tokens, c, lam):
+    """The objective token by token, on plain numbers -> loss, its gradient (b, T), and how many
+    tokens the clip has left without one."""
+    loss = 0.0
+    gradient = torch.zeros(logp.shape)
+    clipped = 0
+    for b, t in tokens.in_loss.nonzero().tolist():
+        A = tokens.advantage[b, t].item()
+        weight = lam if A > 0 else c.neg_weight
+        ratio = math.exp(logp[b, t] - tokens.old_logp[b, t])
+        clipped_ratio = min(max(ratio, 1 - c.eps_low), 1 + c.eps_high)
+        loss -= weight * min(ratio * A, clipped_ratio * A)
+        if moved_far_enough(ratio, A, c):
+            clipped += 1
+        else:
+            gradient[b, t] = -weight * ratio * A
+    return loss, gradient, clipped
+
+@pytest.fixture
+def some_tokens():
+    """-> tokens of both signs and of none, and new log-probabilities far from the old ones."""
     torch.manual_seed(1)
-    old, A = torch.randn(4, 5), torch.tensor([1.5, -0.5, 0.0, 2.0])
-    mask = torch.tensor([[t < n for t in range(5)] for n in (5, 4, 3, 2)])
-    for lam, neg_weight, low, high in ((1, 1, 0.2, 0.3), (0.25, 0.5, 0.1, 0.5), (0, 1, math.inf, math.inf)):
-        logp, gradient = (old + torch.randn(4, 5)).requires_grad_(), torch.zeros(4, 5)
-        expected, clipped = 0.0, 0
-        for b, t in mask.nonzero().tolist():
-            r, a = (logp[b, t] - old[b, t]).exp().item(), A[b].item()
-            w = (lam if a > 0 else neg_weight) / 20
-            dead = r > 1 + high if a > 0 else a < 0 and r < 1 - low  # where the paper says: no gradient
-            expected -= w * min(r * a, min(max(r, 1 - low), 1 + high) * a)
-            gradient[b, t], clipped = 0 if dead else -w * r * a, clipped + dead
-        c = knobs(eps_low=low, eps_high=high, neg_weight=neg_weight)
-        loss = rlvr.policy_loss(logp, old, A[:, None], mask, 20, c, lam)
-        sums = rlvr.loss_sums(logp, old, A[:, None], mask, 20, c, lam, torch.zeros(4, 5))
-        loss.backward()
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
-        assert torch.allclose(logp.grad, gradient, rtol=1e-4) and (clipped > 0) == (high < math.inf)
-        assert [sums[name] for name in ("tokens_pos", "tokens_neg")] == [7, 4]
-        assert sums["clip_pos"] + sums["clip_neg"] == clipped
+    old_logp = torch.randn(4, 5)
+    tokens = tokens_of(old_logp, [1.5, -0.5, 0.0, 2.0], mask_of([5, 4, 3, 2]))
+    logp = old_logp + torch.randn(4, 5)
+    return tokens, logp.requires_grad_()
 
-def test_dH_is_the_entropy_change_of_a_small_step():
-    """Logits as parameters, one small gradient step: the entropy moves as dH_pos + dH_neg say."""
+@pytest.mark.parametrize("lam, c", [
+    pytest.param(1.0, rlvr.Config(eps_low=0.2, eps_high=0.3), id="grpo"),
+    pytest.param(0.25, rlvr.Config(eps_low=0.1, eps_high=0.5, neg_weight=0.5), id="weighted"),
+    pytest.param(0.0, rlvr.Config(eps_low=math.inf, eps_high=math.inf), id="unclipped"),
+])
+def test_the_loss_its_gradient_and_its_clips_equal_their_twin(some_tokens, lam, c):
+    tokens, logp = some_tokens
+    loss = rlvr.policy_loss(logp, None, tokens, c, lam)
+    loss.backward()
+    sums = rlvr.sums_by_sign(logp, tokens, c, lam, torch.zeros(4, 5))
+
+    expected, gradient, clipped = slow_loss(logp.detach(), tokens, c, lam)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(logp.grad, gradient, rtol=1e-4)
+    assert sums["clip_pos"] + sums["clip_neg"] == clipped
+    assert (clipped > 0) == (c.eps_high < math.inf)
+
+@pytest.mark.parametrize("A, ratio, has_gradient", [
+    (1.0, 1.4, False),
+    (1.0, 0.6, True),
+    (-1.0, 0.6, False),
+    (-1.0, 1.4, True),  # what was to get rarer and has got likelier is still pushed down
+    (-1.0, 9.9, True),
+])
+def test_the_clip_stops_only_what_has_moved_the_right_way(A, ratio, has_gradient):
+    logp = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    tokens = tokens_of(torch.zeros(1, 1), [A], mask_of([1]))
+    rlvr.policy_loss(logp, None, tokens, rlvr.Config(), 1.0).backward()
+    assert bool(logp.grad.any()) == has_gradient
+
+def test_tokens_are_counted_by_the_sign_of_their_advantage(some_tokens):
+    tokens, logp = some_tokens
+    sums = rlvr.sums_by_sign(logp, tokens, rlvr.Config(), 1.0, torch.zeros(4, 5))
+    assert sums["tokens"] == 5 + 4 + 3 + 2
+    assert sums["tokens_pos"] == 5 + 2
+    assert sums["tokens_neg"] == 4
+
+def test_the_ratio_gap_is_of_the_tokens_in_the_loss():
+    logp = torch.tensor([[0.0, math.log(1.5), 1.0]])
+    tokens = tokens_of(torch.zeros(1, 3), [1.0], torch.tensor([[True, True, False]]))
+    sums = rlvr.sums_by_sign(logp, tokens, rlvr.Config(), 1.0, torch.zeros(1, 3))
+    assert sums["ratio_gap"].item() == pytest.approx(0.5)
+
+def total_entropy(logits):
+    return torch.distributions.Categorical(logits=logits).entropy().sum().item()
+
+def test_dH_is_the_change_of_the_entropy_by_a_small_step():
+    """Logits are the parameters here, four responses of three tokens. Some tokens are clipped, on
+    both sides."""
     torch.manual_seed(0)
-    logits, targets, eta = (2 * torch.randn(12, 6)).requires_grad_(), torch.randint(0, 6, (12,)), 1e-4
+    logits = (2 * torch.randn(12, 6)).requires_grad_()
+    targets = torch.randint(0, 6, (12,))
     head = torch.nn.Linear(6, 6, bias=False)
     head.weight.data = torch.eye(6)
-    logp, _, sharpening = (x.view(4, 3) for x in rlvr.logp_entropy(logits, head, targets, 1.0))
-    old = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T  # some ratios are clipped, on both sides
-    A, c = torch.tensor([1.0, -1.0, 2.0, -0.5]), knobs(eps_low=0.1, eps_high=0.1)
-    args = logp, old, A[:, None], torch.ones(4, 3, dtype=torch.bool), 12, c, 0.5
-    loss, sums = rlvr.policy_loss(*args), rlvr.loss_sums(*args, sharpening)
-    assert sums["clip_pos"] and sums["clip_neg"] and sums["dH_pos"] and sums["dH_neg"]
-    loss.backward()
-    start, step = logits.detach().double(), -eta * logits.grad.double()
-    H = [torch.distributions.Categorical(logits=x).entropy().sum().item() for x in (start, start + step)]
-    assert (H[1] - H[0]) / eta == pytest.approx(sums["dH_pos"] + sums["dH_neg"], rel=1e-2)
+    flat = rlvr.logp_entropy(logits, head, targets, temperature=1.0, chunk=5)
+    logp, _, sharpening = [values.view(4, 3) for values in flat]
 
-def variant(tokens, **values):
-    logp, entropy = torch.tensor(tokens["logp"]), torch.tensor(tokens["entropy"])
-    mask = torch.tensor(tokens.get("mask", [[True] * logp.shape[1]] * len(logp)))
-    return rlvr.other_methods(knobs(**values), torch.tensor(tokens["A"])[:, None].expand(mask.shape), logp,
-                         entropy, mask, 3)
+    c = rlvr.Config(eps_low=0.1, eps_high=0.1)
+    old_logp = logp.detach() + torch.linspace(-0.5, 0.5, 12).view(3, 4).T
+    tokens = tokens_of(old_logp, [1.0, -1.0, 2.0, -0.5], mask_of([3, 3, 3, 3]))
+    sums = rlvr.sums_by_sign(logp, tokens, c, 0.5, sharpening)
+    for name in ("clip_pos", "clip_neg", "dH_pos", "dH_neg"):
+        assert sums[name] != 0
 
-def test_methods_that_the_paper_compares():
-    tokens = dict(A=[2.0, -1.0, 0.0], logp=[[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]],
-                  entropy=[[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]], mask=[[True] * 2, [True] * 2, [True, False]])
-    A, alive, penalized = variant(tokens)  # all off
-    assert A[:, 0].tolist() == tokens["A"] and alive.tolist() == tokens["mask"] and not penalized.any()
-    A, *_ = variant(tokens, entropy_adv=0.4)  # half of |A| at most, so no sign turns
-    assert torch.allclose(A, torch.tensor([[2.0, 3.0], [-0.8, -0.5], [0.0, 0.0]]))
-    _, alive, _ = variant(tokens, pos_drop=1.0)
-    assert alive.tolist() == [[False, False], [True, True], [True, False]]
-    wide = dict(A=[1.0, -1.0], logp=[[-1.0] * 5000] * 2, entropy=[[0.0] * 5000] * 2)
-    dropped = ~variant(wide, pos_drop=0.1)[1]
-    assert 400 < dropped[0].sum() < 600 and not dropped[1].any()
-    # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
-    covered = torch.tensor([[True, False], [False, True], [False, False]])
-    assert torch.equal(variant(tokens, cov_share=0.4)[1], torch.tensor(tokens["mask"]) & ~covered)
-    _, alive, penalized = variant(tokens, cov_share=0.4, cov_penalty=1.0)
-    assert alive.tolist() == tokens["mask"] and torch.equal(penalized, covered)
+    rlvr.policy_loss(logp, None, tokens, c, 0.5).backward()
+    eta = 1e-5
+    before = logits.detach().double()
+    after = before - eta * logits.grad.double()
+    change = (total_entropy(after) - total_entropy(before)) / eta
+    expected = sums["dH_pos"] + sums["dH_neg"]
+    assert change == pytest.approx(expected.item(), rel=1e-2)
+
+def test_a_kl_penalty_is_the_distance_of_its_tokens(some_tokens):
+    tokens, logp = some_tokens
+    tokens.in_kl = torch.zeros(4, 5, dtype=torch.bool)
+    tokens.in_kl[1, 3] = True
+    tokens.in_kl[2, 0] = True
+    without = rlvr.policy_loss(logp, None, tokens, rlvr.Config(), 1.0)
+    penalised = rlvr.policy_loss(logp, None, tokens, rlvr.Config(cov_penalty=2.0), 1.0)
+    distance = (logp - tokens.old_logp).abs()
+    assert torch.allclose(penalised - without, 2.0 * (distance[1, 3] + distance[2, 0]))
+
+def test_an_entropy_bonus_is_of_the_tokens_in_the_loss(some_tokens):
+    tokens, logp = some_tokens
+    entropy = torch.rand(4, 5)
+    without = rlvr.policy_loss(logp, entropy, tokens, rlvr.Config(), 1.0)
+    rewarded = rlvr.policy_loss(logp, entropy, tokens, rlvr.Config(), 1.0, bonus=0.1)
+    assert torch.allclose(without - rewarded, 0.1 * entropy[tokens.in_loss].sum())
+
+# ------------------------------------------------------------------------------------ other methods
+
+def few_tokens():
+    """Three responses of two tokens, a good, a bad and an average one; the last is shorter."""
+    old_logp = torch.tensor([[-0.1, -5.0], [-0.1, -5.0], [-1.0, -1.0]])
+    tokens = tokens_of(old_logp, [2.0, -1.0, 0.0], mask_of([2, 2, 1]))
+    tokens.entropy = torch.tensor([[0.0, 9.0], [0.5, 9.0], [9.0, 9.0]])
+    return tokens
+
+# Covariance is highest for a likely token of a good response and for a rare one of a bad response.
+HIGHEST_COVARIANCE = torch.tensor([[True, False], [False, True], [False, False]])
+
+def test_without_other_methods_nothing_changes():
+    tokens = rlvr.other_methods(few_tokens(), rlvr.Config(), step=3)
+    for name, tensor in vars(few_tokens()).items():
+        assert torch.equal(getattr(tokens, name), tensor)
+
+def test_entropy_adds_to_an_advantage_at_most_half_of_it():
+    """So no sign turns."""
+    tokens = rlvr.other_methods(few_tokens(), rlvr.Config(entropy_adv=0.4), step=3)
+    expected = torch.tensor([[2.0, 2.0 + 1.0], [-1.0 + 0.2, -1.0 + 0.5], [0.0, 0.0]])
+    assert torch.allclose(tokens.advantage, expected)
+
+def test_only_positive_tokens_are_dropped():
+    tokens = rlvr.other_methods(few_tokens(), rlvr.Config(pos_drop=1.0), step=3)
+    assert tokens.in_loss.tolist() == [[False, False], [True, True], [True, False]]
+
+def test_a_random_share_of_the_positive_tokens_is_dropped():
+    c = rlvr.Config(pos_drop=0.1)
+    tokens = tokens_of(torch.zeros(2, 5000), [1.0, -1.0], mask_of([5000, 5000]))
+    dropped = ~rlvr.other_methods(tokens, c, step=3).in_loss
+    assert 400 < dropped[0].sum() < 600
+    assert not dropped[1].any()
+
+    dropped_later = ~rlvr.other_methods(tokens, c, step=4).in_loss
+    assert not torch.equal(dropped, dropped_later)
+
+def test_the_tokens_of_highest_covariance_are_left_out():
+    before = few_tokens()
+    tokens = rlvr.other_methods(before, rlvr.Config(cov_share=0.4), step=3)
+    assert torch.equal(tokens.in_loss, before.in_loss & ~HIGHEST_COVARIANCE)
+    assert not tokens.in_kl.any()
+
+def test_or_they_get_a_kl_penalty():
+    c = rlvr.Config(cov_share=0.4, cov_penalty=1.0)
+    tokens = rlvr.other_methods(few_tokens(), c, step=3)
+    assert torch.equal(tokens.in_loss, few_tokens().in_loss)
+    assert torch.equal(tokens.in_kl, HIGHEST_COVARIANCE)
+
+# --------------------------------------------------------------------------------------- the update
+
+# Four responses to three prompts. 0 is in both; it is the pad or eos token of some model.
+ROWS = (
+    [(5, 6, 7), (4, 0, 9, 10, 11, 12, 13, 14, 15), (5, 6, 7), (13, 8, 8)],
+    [[3, 4, 5, 6, 7, 8], [9], [0, 10, 11, 0], [12] * 8],
+)
 
 def gradient_of(policy):
+    """The gradient of all weights in one row; it starts again from 0."""
     gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
     policy.model.zero_grad()
     return gradient
 
-def policy_gradient(policy, prompts, responses, A, split, pad=0):
+def weights_of(policy):
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+def policy_gradient(policy, split, padding=0):
+    """Of the loss of ROWS, in micro-batches of these rows, each with so many columns of padding."""
+    prompts, responses = ROWS
+    normalizer = sum(map(len, responses))
+    advantages = [1.0, -1.0, 0.5, -2.0]
     for rows in split:
-        logp, _, _ = rlvr.score(policy, [prompts[i] for i in rows], [responses[i] for i in rows], 1.0)
-        logp = torch.nn.functional.pad(logp, (0, pad), value=3.0)
-        mask = torch.tensor([[t < len(responses[i]) for t in range(logp.shape[1])] for i in rows])
-        old, tokens = (logp + 0.1 * mask).detach(), sum(map(len, responses))
-        rlvr.policy_loss(logp, old, A[rows][:, None], mask, tokens, knobs(), 0.5).backward()
+        batch = [responses[row] for row in rows]
+        logp, _, _ = rlvr.score(policy, [prompts[row] for row in rows], batch, 1.0)
+        logp = torch.nn.functional.pad(logp, (0, padding), value=3.0)
+        in_loss = torch.zeros(logp.shape, dtype=torch.bool)
+        mask = mask_of([len(response) for response in batch])
+        in_loss[:, :mask.shape[1]] = mask
+
+        old_logp = (logp + 0.1 * in_loss).detach()
+        tokens = tokens_of(old_logp, [advantages[row] for row in rows], in_loss)
+        loss = rlvr.policy_loss(logp, None, tokens, rlvr.Config(), 0.5) / normalizer
+        loss.backward()
     return gradient_of(policy)
 
-# Prompts, two of them the same, and responses; 0 is pad or eos somewhere.
-ROWS = ([(5, 6, 7), (4, 0, 9, 10, 11, 12, 13, 14, 15), (5, 6, 7), (13, 8, 8)],
-        [[3, 4, 5, 6, 7, 8], [9], [0, 10, 11, 0], [12] * 8])
-
-def test_loss_does_not_depend_on_padding_micro_batches_or_order(policy):
-    A = torch.tensor([1.0, -1.0, 0.5, -2.0])
-    whole = policy_gradient(policy, *ROWS, A, [[0, 1, 2, 3]])
-    for split, pad in (([[3, 1, 0, 2]], 0), ([[0], [1], [2], [3]], 0), ([[2, 0], [1, 3]], 5)):
-        assert torch.allclose(policy_gradient(policy, *ROWS, A, split, pad), whole, rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("split, padding", [
+    pytest.param([[3, 1, 0, 2]], 0, id="another order"),
+    pytest.param([[0], [1], [2], [3]], 0, id="row by row"),
+    pytest.param([[2, 0], [1, 3]], 5, id="two and two, padded"),
+])
+def test_the_gradient_does_not_depend_on_micro_batches_and_padding(policy, split, padding):
+    whole = policy_gradient(policy, [[0, 1, 2, 3]])
     assert whole.abs().max() > 1e-3
+    again = policy_gradient(policy, split, padding)
+    assert torch.allclose(again, whole, rtol=1e-3, atol=1e-6)
 
-def test_micro_batches_hold_the_budget_and_every_row():
+@pytest.fixture
+def demo(folders):
+    return loaded(folders / "demo")
+
+def updated(policy, advantages, optimizer=None, in_kl=None, **knobs):
+    """Update the policy on ROWS, two groups of two, with these advantages -> sums for the log."""
+    prompts, responses = ROWS
+    usual = dict(group_size=2, prompts_per_step=2, updates_per_batch=1, reuse=1)
+    c = rlvr.Config(**usual | knobs)
+    mask = mask_of([len(response) for response in responses])
+    rollouts = SimpleNamespace(
+        problems=[rlvr.Problem("", prompt, None, "math") for prompt in prompts],
+        responses=responses,
+        mask=mask,
+    )
+    old_logp, _ = rlvr.score_all(policy, rollouts, c)
+    tokens = tokens_of(old_logp, advantages, mask)
+    if in_kl is not None:
+        tokens.in_kl = in_kl & mask
+    if optimizer is None:
+        optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
+    state = {"step": 0, "lambda": 1.0, "bonus": 0.0}
+    return rlvr.update_policy(policy, optimizer, rollouts, tokens, state, c)
+
+def test_an_update_does_not_depend_on_its_micro_batches(demo):
+    whole = replace(demo, model=copy.deepcopy(demo.model))
+    updated(whole, [1.0, -1.0, 0.0, 2.0])
+    updated(demo, [1.0, -1.0, 0.0, 2.0], micro_batch_tokens=1)
+    assert torch.allclose(weights_of(whole), weights_of(demo), atol=1e-6)
+
+def test_rows_without_an_advantage_keep_their_kl_penalty(demo):
+    """It pulls in the second pass, when the policy has moved."""
+    free = replace(demo, model=copy.deepcopy(demo.model))
+    in_kl = torch.tensor([[False], [False], [True], [True]])
+    updated(free, [1.0, -1.0, 0.0, 0.0], in_kl=in_kl, reuse=2, cov_penalty=0.0)
+    updated(demo, [1.0, -1.0, 0.0, 0.0], in_kl=in_kl, reuse=2, cov_penalty=100.0)
+    assert not torch.allclose(weights_of(free), weights_of(demo), atol=1e-4)
+
+def test_an_update_without_a_gradient_goes_on_with_the_momentum(demo):
+    """As in a run of several processes, where the gradients are summed and never None."""
+    optimizer = torch.optim.AdamW(demo.model.parameters(), lr=1e-3, weight_decay=0.0)
+    updated(demo, [1.0, -1.0, 1.0, -1.0], optimizer)
+    before = weights_of(demo)
+    updated(demo, [0.0, 0.0, 0.0, 0.0], optimizer)
+    assert not torch.equal(weights_of(demo), before)
+
+# -------------------------------------------------------------------------------------- the batches
+
+def test_every_pass_has_every_group_once_and_whole():
+    c = rlvr.Config(prompts_per_step=6, group_size=3, updates_per_batch=2, reuse=4)
+    updates = list(rlvr.mini_batches(c, step=5))
+    assert len(updates) == 4 * 2
+    for first, second in zip(updates[::2], updates[1::2]):
+        assert sorted(first + second) == list(range(6 * 3))
+        for rows in (first, second):
+            groups = {row // 3 for row in rows}
+            assert len(groups) == 3
+
+def test_every_pass_has_another_order():
+    c = rlvr.Config(prompts_per_step=32, updates_per_batch=1, reuse=2)
+    first, second = rlvr.mini_batches(c, step=0)
+    later, _ = rlvr.mini_batches(c, step=1)
+    again, _ = rlvr.mini_batches(c, step=0)
+    assert first == again
+    assert first != second
+    assert first != later
+
+def test_every_epoch_has_every_problem_once_in_another_order():
+    c = rlvr.Config(prompts_per_step=5)
+    problems = list(range(20))
+    steps = [rlvr.prompts_of(step, problems, c) for step in range(8)]
+    first, second = sum(steps[:4], []), sum(steps[4:], [])
+    assert sorted(first) == sorted(second) == problems
+    assert first != second
+
+def test_a_step_reaches_into_the_next_epoch():
+    c = rlvr.Config(prompts_per_step=8)
+    problems = list(range(20))
+    steps = [rlvr.prompts_of(step, problems, c) for step in range(5)]
+    twice = sum(steps, [])
+    assert sorted(twice[:20]) == sorted(twice[20:]) == problems
+
+def test_micro_batches_have_every_row_once_within_the_budget():
     rand = random.Random(0)
     prompts = [tuple(range(n)) for n in (3, 9, 17) for _ in range(40)]
     responses = [[0] * rand.randint(1, 30) for _ in prompts]
-    batches = rlvr.micro_batches(range(120), prompts, responses, 64)
+    batches = rlvr.micro_batches(range(120), prompts, responses, budget=64)
     assert sorted(sum(batches, [])) == list(range(120))
-    costs = [sum(len(responses[i]) for i in b) + sum(map(len, {prompts[i] for i in b})) for b in batches]
-    assert max(costs) <= 64 and sum(costs) / len(costs) > 48  # full ones, with each prompt counted once
-    assert rlvr.micro_batches([119], prompts, responses, 4) == [[119]]  # a row over the budget goes alone
+
+    costs = []
+    for batch in batches:
+        different = {prompts[row] for row in batch}
+        cost = sum(len(responses[row]) for row in batch)
+        costs.append(cost + sum(map(len, different)))
+    assert max(costs) <= 64
+    assert sum(costs) / len(costs) > 48  # they are full
+
+def test_a_row_over_the_budget_goes_alone():
+    assert rlvr.micro_batches([0], [(1, 2, 3)], [[4, 5]], budget=4) == [[0]]
+
+def test_prompts_that_are_not_shared_count_for_each_response():
+    prompts = [tuple(range(50))] * 8
+    responses = [[0] * 5] * 8
+    assert len(rlvr.micro_batches(range(8), prompts, responses, budget=110)) == 1
+    assert len(rlvr.micro_batches(range(8), prompts, responses, budget=110, shared=False)) == 4
 
 # ---------------------------------------------------------------------- log-probability and entropy
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_chunked_head_equals_dense_twin(temperature):
+@pytest.fixture
+def head_and_states():
+    """-> a head for 50 tokens, 23 hidden states, and the tokens that follow."""
     torch.manual_seed(0)
-    hidden, targets = torch.randn(23, 8, requires_grad=True), torch.randint(0, 50, (23,))
-    head, mix = torch.nn.Linear(8, 50), torch.randn(2, 23)
-    leaves, sizes = (hidden, head.weight, head.bias), []
-    hook = head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
-    logp, entropy, push = rlvr.logp_entropy(hidden, head, targets, temperature, max_logits=200)  # 4 a chunk
-    fast = torch.autograd.grad(mix[0] @ logp + mix[1] @ entropy, leaves)
-    hook.remove()
-    assert max(sizes) <= 200 and sum(sizes) == 2 * 23 * 50  # each token once forward, once again in backward
+    head = torch.nn.Linear(8, 50)
+    hidden = torch.randn(23, 8, requires_grad=True)
+    targets = torch.randint(0, 50, (23,))
+    return head, hidden, targets
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_head_in_chunks_equals_its_dense_twin(head_and_states, temperature):
+    head, hidden, targets = head_and_states
+    leaves = (hidden, head.weight, head.bias)
+    mix = torch.randn(2, 23)  # makes one loss of all values
+
+    logp, entropy, _ = rlvr.logp_entropy(hidden, head, targets, temperature, chunk=4)
+    gradients = torch.autograd.grad(mix[0] @ logp + mix[1] @ entropy, leaves)
+
     dense = torch.log_softmax(head(hidden) / temperature, -1)
-    twin = dense[torch.arange(23), targets], torch.distributions.Categorical(logits=dense).entropy()
-    slow = torch.autograd.grad(mix[0] @ twin[0] + mix[1] @ twin[1], leaves)
-    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip((logp, entropy, *fast), (*twin, *slow)))
-    for row, target, value in zip(dense, targets, push.tolist()):  # the equation, token by token
-        p, H = row.exp().tolist(), -(row.exp() * row).sum().item()
-        each = [q * (math.log(q) + H) for q in p]
-        assert value == pytest.approx(each[target] - sum(q * x for q, x in zip(p, each)), abs=1e-6)
-    logp, entropy = rlvr.log_softmax_entropy(torch.zeros(3, 77, dtype=torch.bfloat16), temperature)
-    assert entropy.dtype == logp.dtype == torch.float32 and entropy[0] == pytest.approx(math.log(77))
+    slow_logp = dense[torch.arange(23), targets]
+    slow_entropy = torch.distributions.Categorical(logits=dense).entropy()
+    slow_gradients = torch.autograd.grad(mix[0] @ slow_logp + mix[1] @ slow_entropy, leaves)
+
+    assert torch.allclose(logp, slow_logp, atol=1e-5)
+    assert torch.allclose(entropy, slow_entropy, atol=1e-5)
+    for fast, slow in zip(gradients, slow_gradients):
+        assert torch.allclose(fast, slow, atol=1e-5)
+
+def test_head_makes_few_logits_at_a_time(head_and_states):
+    """Each token's once forward, once again backward."""
+    head, hidden, targets = head_and_states
+    sizes = []
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    logp, _, _ = rlvr.logp_entropy(hidden, head, targets, temperature=1.0, chunk=4)
+    logp.sum().backward()
+    assert max(sizes) <= 4 * 50
+    assert sum(sizes) == 2 * 23 * 50
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sharpening_equals_its_equation_token_by_token(head_and_states, temperature):
+    head, hidden, targets = head_and_states
+    _, _, sharpening = rlvr.logp_entropy(hidden, head, targets, temperature, chunk=4)
+    dense = torch.softmax(head(hidden) / temperature, -1)
+    for p, target, value in zip(dense.tolist(), targets, sharpening.tolist()):
+        H = -sum(q * math.log(q) for q in p)
+        slope = [q * (math.log(q) + H) for q in p]
+        mean_slope = sum(q * s for q, s in zip(p, slope))
+        assert value == pytest.approx(slope[target] - mean_slope, abs=1e-6)
+
+def test_log_probabilities_are_fp32_whatever_the_logits_are():
+    logits = torch.zeros(3, 77, dtype=torch.bfloat16)
+    logp, entropy = rlvr.log_softmax_entropy(logits, 0.7)
+    assert logp.dtype == torch.float32
+    assert entropy.dtype == torch.float32
+    assert entropy[0] == pytest.approx(math.log(77))
 
 def slow_score(model, prompts, responses, temperature):
-    """Each row alone through the whole model, without padding, cache or chunks -> [(logp, entropy)]."""
-    for p, r in zip(prompts, responses):
-        logits = model(torch.tensor([[*p, *r]])).logits[0, len(p) - 1:-1].float()
-        dense = torch.log_softmax(logits / temperature, -1)
-        yield dense[torch.arange(len(r)), torch.tensor(r)], -(dense.exp() * dense).sum(-1)
+    """Each row alone through the whole model, without padding, cache or chunks -> log-probabilities
+    and entropies of the rows."""
+    logps = []
+    entropies = []
+    for prompt, response in zip(prompts, responses):
+        ids = torch.tensor([[*prompt, *response]])
+        logits = model(ids).logits[0, len(prompt) - 1:-1]  # before each token of the response
+        dense = torch.log_softmax(logits.float() / temperature, -1)
+        logps.append(dense[torch.arange(len(response)), torch.tensor(response)])
+        entropies.append(torch.distributions.Categorical(logits=dense).entropy())
+    return logps, entropies
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
@@ -331,223 +610,472 @@ def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.train()
-    logp, entropy, _ = rlvr.score(policy, *ROWS, 0.8)
+    logp, entropy, _ = rlvr.score(policy, *ROWS, temperature=0.8)
     logp.sum().backward()
     gradient = gradient_of(policy)
+
     policy.model.eval()
     policy.model.gradient_checkpointing_disable()
-    twin = list(slow_score(policy.model, *ROWS, 0.8))
-    sum(row.sum() for row, _ in twin).backward()
-    assert torch.allclose(gradient, gradient_of(policy), rtol=1e-3, atol=1e-4)
-    for fast, slow in zip((logp, entropy), zip(*twin)):
-        padded = torch.nn.utils.rnn.pad_sequence(slow, batch_first=True)
-        assert torch.allclose(fast, padded, atol=1e-4)  # and nothing outside the responses
+    slow_logps, slow_entropies = slow_score(policy.model, *ROWS, temperature=0.8)
+    torch.cat(slow_logps).sum().backward()
+    slow_gradient = gradient_of(policy)
+
+    pad = torch.nn.utils.rnn.pad_sequence  # by 0, as behind the end of a response
+    assert torch.allclose(logp, pad(slow_logps, batch_first=True), atol=1e-4)
+    assert torch.allclose(entropy, pad(slow_entropies, batch_first=True), atol=1e-4)
+    assert torch.allclose(gradient, slow_gradient, rtol=1e-3, atol=1e-4)
 
 # ------------------------------------------------------------------------------------------ sampler
 
-PROMPTS = [(5, 6, 7), (4, 0, 9, 10, 11, 12), (13,)]  # unequal lengths, one with the pad or eos id inside
+PROMPTS = [(5, 6, 7), (4, 0, 9, 10, 11, 12), (13,)]  # 0 as in ROWS
+
+def at(temperature):
+    return rlvr.Config(temperature=temperature)
 
 def seeded(rows, columns, seed):
-    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, columns, generator=generator)
 
-def slow_sample(policy, prompt, uniforms, temperature):
-    """One response, no cache: read everything again for each token -> tokens, their logps and entropies."""
-    ids, out = list(prompt), []
-    for u in uniforms.tolist():
-        p = torch.softmax(policy.model(torch.tensor([ids])).logits[0, -1].float() / temperature, -1)
-        token = next((i for i, total in enumerate(itertools.accumulate(p.tolist())) if total > u), len(p) - 1)
-        ids.append(token)
-        out.append((token, p[token].log().item(), torch.distributions.Categorical(p).entropy().item()))
+@torch.no_grad()
+def slow_sample(policy, prompt, u, temperature):
+    """One response, without a cache: all is read again for each token -> tokens, their
+    log-probabilities, and the entropies that they were drawn from."""
+    tokens, logps, entropies = [], [], []
+    for number in u.tolist():
+        ids = torch.tensor([[*prompt, *tokens]])
+        logits = policy.model(ids).logits[0, -1].float()
+        p = torch.softmax(logits / temperature, -1)
+
+        token = 0
+        total = p[0].item()
+        while total <= number and token < len(p) - 1:
+            token += 1
+            total += p[token].item()
+
+        tokens.append(token)
+        logps.append(p[token].log().item())
+        entropies.append(torch.distributions.Categorical(p).entropy().item())
         if token in policy.stop_ids:
             break
-    return map(list, zip(*out))
+    return tokens, logps, entropies
 
-def test_sampler_equals_slow_twin_in_any_batch(any_policy):
-    """Rows leave at all times. At a vanishing temperature sampling is the argmax."""
-    policy, uniforms = replace(any_policy, stop_ids=list(range(0, 320, 9))), seeded(48, 16, 3)
-    tokens, lengths, finished, logp, entropy = together = rlvr.sample(policy, PROMPTS, uniforms, 0.9)
-    for row, n in list(enumerate(lengths.tolist()))[::4]:
-        with torch.no_grad():
-            ids, logps, entropies = slow_sample(policy, PROMPTS[row // 16], uniforms[row], 0.9)
-        assert tokens[row, :n].tolist() == ids
-        assert bool(finished[row]) == (ids[-1] in policy.stop_ids)  # the stop token is kept
-        assert logp[row, :n].tolist() == pytest.approx(logps, abs=1e-4)
-        assert entropy[row, :n].tolist() == pytest.approx(entropies, abs=1e-4)
-    assert len({*lengths.tolist()}) > 2 and not tokens[:, 15][lengths < 16].any()
+def test_sampler_equals_its_slow_twin(any_policy):
+    """Responses of all lengths, with the stop token at their ends."""
+    policy = stopping_at_every(9, any_policy)
+    u = seeded(48, 16, 3)
+    tokens, lengths, finished, logp, entropy = rlvr.sample(policy, PROMPTS, u, at(0.9))
+    assert len(set(lengths.tolist())) > 2
+    for row in range(0, 48, 4):
+        prompt = PROMPTS[row // 16]
+        slow_tokens, slow_logps, slow_entropies = slow_sample(policy, prompt, u[row], 0.9)
+        n = int(lengths[row])
+        assert tokens[row, :n].tolist() == slow_tokens
+        assert bool(finished[row]) == (slow_tokens[-1] in policy.stop_ids)
+        assert logp[row, :n].tolist() == pytest.approx(slow_logps, abs=1e-4)
+        assert entropy[row, :n].tolist() == pytest.approx(slow_entropies, abs=1e-4)
+
+def test_after_its_end_a_response_has_nothing(policy):
+    policy = stopping_at_every(9, policy)
+    tokens, lengths, _, logp, entropy = rlvr.sample(policy, PROMPTS, seeded(48, 16, 3), at(0.9))
+    after = torch.arange(16) >= lengths[:, None]
+    assert after.any()
+    for values in (tokens, logp, entropy):
+        assert not values[after].any()
+
+def test_a_response_does_not_depend_on_its_batch(any_policy):
+    policy = stopping_at_every(9, any_policy)
+    u = seeded(48, 16, 3)
+    together = rlvr.sample(policy, PROMPTS, u, at(0.9))
     for i, prompt in enumerate(PROMPTS):
-        alone = rlvr.sample(policy, [prompt], uniforms[16 * i:16 * i + 16], 0.9)
-        assert all(torch.equal(x, y[16 * i:16 * i + 16]) for x, y in zip(alone[:3], together))
-        tokens, lengths, *_ = rlvr.sample(policy, [prompt], torch.full((1, 16), 0.5), 1e-6)
+        rows = slice(16 * i, 16 * i + 16)
+        alone = rlvr.sample(policy, [prompt], u[rows], at(0.9))
+        for x, y in zip(alone[:3], together[:3]):  # tokens, lengths, finished
+            assert torch.equal(x, y[rows])
+
+def test_at_a_vanishing_temperature_sampling_is_the_argmax(any_policy):
+    """As the library's own decoding."""
+    policy = stopping_at_every(9, any_policy)
+    for prompt in PROMPTS:
+        u = torch.full((1, 16), 0.5)
+        tokens, lengths, _, _, _ = rlvr.sample(policy, [prompt], u, at(1e-6))
         ids = torch.tensor([prompt])
-        twin = policy.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                     pad_token_id=0, max_new_tokens=16, eos_token_id=policy.stop_ids)
-        assert tokens[0, :int(lengths[0])].tolist() == twin[0, len(prompt):].tolist()
+        greedy = policy.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16,
+            pad_token_id=0, eos_token_id=policy.stop_ids)
+        n = int(lengths[0])
+        assert tokens[0, :n].tolist() == greedy[0, len(prompt):].tolist()
+
+def test_samples_follow_the_distribution(policy):
+    """Each count is within five standard deviations of what it should be."""
+    n = 20000
+    tokens, _, _, _, _ = rlvr.sample(policy, [PROMPTS[0]], seeded(n, 1, 0), at(1.0))
+    logits = policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1]
+    p = torch.softmax(logits, -1)
+    counts = torch.bincount(tokens[:, 0], minlength=len(p))
+    deviation = (n * p * (1 - p)).sqrt()
+    assert ((counts - n * p).abs() <= 5 * deviation + 1).all()
+
+READS_ON_THE_HOST = ("_local_scalar_dense", "nonzero", "masked_select")
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and repeat it
-    on those very tensors, whatever Python would do now. To read a value on the host is no part of a graph."""
-    replays = []
+    """What a CUDA graph does, on a CPU: note each operation with the tensors that it works on, and
+    repeat it on those very tensors, whatever Python would do now. To read a value on the host is no
+    part of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.replays = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket.__name__ not in ("_local_scalar_dense", "nonzero", "masked_select")
-        out = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, out))
-        return out
+        assert function.overloadpacket.__name__ not in READS_ON_THE_HOST
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self.calls.append((function, args, kwargs, result))
+        return result
 
     def replay(self):
-        if self.fresh:  # recording has done this step
-            self.fresh = False
+        self.replays += 1
+        if self.replays == 1:  # recording has done this step; on a GPU it would not have
             return
-        Tape.replays.append(self)
-        for function, args, kwargs, out in self.calls:
-            for old, new in zip(*map(torch.utils._pytree.tree_leaves, (out, function(*args, **kwargs)))):
+        leaves = torch.utils._pytree.tree_leaves
+        for function, args, kwargs, result in self.calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(leaves(result), leaves(again)):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 def test_graphs_decode_token_for_token(policy, monkeypatch):
-    """A capture runs the step without effect on a GPU; the tape runs it, so its step is undone."""
-    policy = replace(policy, stop_ids=list(range(0, 320, 9)))
-    steps = [rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0) for n in (42, 30)]
+    tapes = []
 
-    def taped(function):
-        with (tape := Tape()):
-            tape.calls, tape.fresh = [], True
+    def capture(function):
+        tape = Tape()
+        tapes.append(tape)
+        with tape:
             result = function()
         return tape, result
 
-    monkeypatch.setattr(rlvr, "capture", taped)
-    policy = replace(policy, by_graph=True)
-    for one_by_one, n in zip(steps, (42, 30)):
-        by_graph = rlvr.sample(policy, PROMPTS, seeded(n, 24, n), 1.0)
-        assert all(map(torch.equal, one_by_one[:3], by_graph[:3]))
-        assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(one_by_one[3:], by_graph[3:]))
-    assert len(Tape.replays) > 10
+    monkeypatch.setattr(rlvr, "capture", capture)
+    policy = stopping_at_every(9, policy)
+    by_graph = replace(policy, by_graph=True)
+    for rows in (42, 30):
+        u = seeded(rows, 24, rows)
+        slow = rlvr.sample(policy, PROMPTS, u, at(1.0))
+        fast = rlvr.sample(by_graph, PROMPTS, u, at(1.0))
+        for x, y in zip(fast[:3], slow[:3]):  # tokens, lengths, finished
+            assert torch.equal(x, y)
+        for x, y in zip(fast[3:], slow[3:]):  # log-probabilities, entropies
+            assert torch.allclose(x, y, atol=1e-4)
+    assert sum(tape.replays for tape in tapes) > len(tapes) + 10
 
-def test_cost_follows_the_tokens_produced(policy):
-    """Scoring reads each prompt once, and responses but their last tokens. Sampling gives the model at most
-    twice the rows that get a token."""
-    shapes = []
-    hook = policy.model.base_model.register_forward_hook(
-        lambda module, args, out: shapes.append(tuple(out.last_hidden_state.shape[:2])))
-    prompts, responses = [(5, 6, 7)] * 3 + [(9, 10, 11, 12, 13)] * 2, [[4] * n for n in (2, 9, 1, 5, 30)]
-    assert rlvr.score(policy, prompts, responses, 1.0)[0].shape == (5, 30) and shapes == [(2, 5), (5, 29)]
-    short = replace(policy, stop_ids=list(range(0, 320, 5)))
-    lengths = rlvr.sample(short, PROMPTS, seeded(300, 16, 4), 1.0)[1]
-    hook.remove()
-    assert shapes[2] == (3, 6) and sum(rows for rows, _ in shapes[3:]) <= 2 * int(lengths.sum())
+@pytest.fixture
+def shapes(policy):
+    """-> a list that gets the (rows, tokens) of everything that the policy reads from now on."""
+    read = []
+    policy.model.base_model.register_forward_hook(
+        lambda module, inputs, output: read.append(tuple(output.last_hidden_state.shape[:2])))
+    return read
 
-def test_samples_follow_the_distribution(policy):
-    tokens = rlvr.sample(policy, [PROMPTS[0]], seeded(20000, 1, 0), 1.0)[0][:, 0]
-    p = torch.softmax(policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1], -1)
-    counts = torch.bincount(tokens, minlength=len(p))
-    assert ((counts - 20000 * p).abs() <= 5 * (20000 * p * (1 - p)).sqrt() + 1).all()
+def test_scoring_reads_each_prompt_once_and_no_last_token(policy, shapes):
+    prompts = [(5, 6, 7)] * 3 + [(9, 10, 11, 12, 13)] * 2
+    responses = [[4] * n for n in (2, 9, 1, 5, 30)]
+    logp, _, _ = rlvr.score(policy, prompts, responses, 1.0)
+    assert logp.shape == (5, 30)
+    assert shapes == [(2, 5), (5, 29)]
 
-def test_rollout_agrees_with_score_and_chunks(policy):
-    c = SimpleNamespace(max_new_tokens=12, sample_rows=1000, temperature=0.9, micro_batch_tokens=20)
-    policy = replace(policy, stop_ids=list(range(0, 320, 9)))  # responses of all lengths
+def test_sampling_reads_at_most_two_rows_for_a_token(policy, shapes):
+    policy = stopping_at_every(5, policy)
+    _, lengths, _, _, _ = rlvr.sample(policy, PROMPTS, seeded(300, 16, 4), at(1.0))
+    assert shapes[0] == (3, 6)  # the prompts
+    assert sum(rows for rows, _ in shapes[1:]) <= 2 * int(lengths.sum())
+
+# ----------------------------------------------------------------------------------------- rollouts
+
+@pytest.fixture
+def rolled_out(policy):
+    """-> a function that makes rollouts, four responses to each prompt, of all lengths."""
+    policy = stopping_at_every(9, policy)
     problems = [rlvr.Problem("", ids, None, "math") for ids in PROMPTS]
-    whole = rlvr.rollout(policy, problems, 4, c, 0, "test")
-    c.sample_rows = 4
-    assert whole.responses == rlvr.rollout(policy, problems, 4, c, 0, "test").responses
-    assert whole.mask.sum() == sum(map(len, whole.responses))
-    assert rlvr.rollout(policy, problems, 4, c, 1, "test").responses != whole.responses
+
+    def rolled_out(*coordinates, **knobs):
+        c = rlvr.Config(max_new_tokens=12, temperature=0.9, micro_batch_tokens=20, **knobs)
+        return rlvr.rollout(policy, problems, 4, c, *coordinates), policy, c
+    return rolled_out
+
+def test_rollouts_do_not_depend_on_how_many_are_sampled_at_once(rolled_out):
+    together, _, _ = rolled_out(0, "test", sample_rows=1000)
+    in_turns, _, _ = rolled_out(0, "test", sample_rows=4)
+    assert together.responses == in_turns.responses
+
+def test_rollouts_depend_on_their_coordinates(rolled_out):
+    first, _, _ = rolled_out(0, "test")
+    again, _, _ = rolled_out(0, "test")
+    other, _, _ = rolled_out(1, "test")
+    assert first.responses == again.responses
+    assert first.responses != other.responses
+
+def test_rollouts_have_each_prompt_so_many_times_in_a_row(rolled_out):
+    rollouts, _, _ = rolled_out(0, "test")
+    assert [problem.ids for problem in rollouts.problems] == [
+        *[PROMPTS[0]] * 4, *[PROMPTS[1]] * 4, *[PROMPTS[2]] * 4]
+
+def test_the_mask_of_rollouts_is_that_of_their_responses(rolled_out):
+    """With the stop token, which is the last one of what is finished."""
+    rollouts, policy, _ = rolled_out(0, "test")
+    lengths = [len(response) for response in rollouts.responses]
+    assert torch.equal(rollouts.mask, mask_of(lengths))
+    for response, finished in zip(rollouts.responses, rollouts.finished):
+        assert finished == (response[-1] in policy.stop_ids)
+        assert finished or len(response) == 12
+
+def test_trainer_and_sampler_agree_on_rollouts(rolled_out):
+    rollouts, policy, c = rolled_out(0, "test")
+    prompts = [problem.ids for problem in rollouts.problems]
     with torch.no_grad():
-        scored = torch.stack(rlvr.score(policy, [p.ids for p in whole.problems], whole.responses, 0.9)[:2])
-    assert torch.allclose(scored, torch.stack([whole.logp, whole.entropy]) * whole.mask, atol=1e-4)
-    grids = torch.stack(rlvr.score_all(policy, whole, range(12), c))  # in micro-batches, nothing outside the responses
-    assert torch.allclose(grids, scored, atol=1e-4)
+        logp, entropy, _ = rlvr.score(policy, prompts, rollouts.responses, 0.9)
+    assert torch.allclose(logp, rollouts.logp, atol=1e-4)
+    assert torch.allclose(entropy, rollouts.entropy, atol=1e-4)
 
-# ----------------------------------------------- advantages, pass@k, schedules, evaluation, rewards
+    logp_by_micro_batches, entropy_by_micro_batches = rlvr.score_all(policy, rollouts, c)
+    assert torch.allclose(logp_by_micro_batches, logp, atol=1e-4)
+    assert torch.allclose(entropy_by_micro_batches, entropy, atol=1e-4)
 
-def test_advantages():
-    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0] * 4, [0.3] * 4, [0.0, 0.0, 0.0, 1.0]])
-    std, mean = rlvr.advantages(rewards), rlvr.advantages(rewards, "mean")
-    assert not std[1:3].any() and not mean[1:3].any()  # exactly 0, also where the mean is not exact
-    assert mean[3].tolist() == [-0.25, -0.25, -0.25, 0.75]
-    assert std[3].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5])  # sample standard deviation 0.5
-    assert torch.allclose(std.sum(-1), torch.zeros(4), atol=1e-6)
-    for value, group in itertools.product((0.1, 0.7, 1 / 3), range(2, 20)):
-        assert not rlvr.advantages(torch.full((1, group), value)).any()
+# --------------------------------------------------------------------------------------- advantages
 
-def test_schedules():
-    moves = [(0,), (1, 0.3, 0.3), (2, 0.4, 0.1), (3, 0.4, 0.2), (1, 0.98, 0.3), (1, 0.02, 0.1)]
-    for schedule, calls, expected in (
-            ("constant", [(step, 0.9, 0.1) for step in range(3)], [0.3] * 3),
-            ("stage", [(0,), (5,), (6,), (8,), (10,)], [0, 0, 0.2, 0.6, 1]),
-            ("epoch", [(0, None, None, epoch, 5) for epoch in range(1, 6)], [0, 0.25, 0.5, 0.75, 1]),
-            ("entropy", moves, [0.3, 0.35, 0.35, 0.45, 1, 0])):
-        c = knobs(pos_schedule=schedule, steps=11, pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
-        assert [rlvr.next_pos_weight(c, *call) for call in calls] == pytest.approx(expected)
+def test_advantages_by_standard_deviation():
+    """The sample one, as in TRL and verl: 0.5 for one right response of four."""
+    A = rlvr.advantages(torch.tensor([[0.0, 0.0, 0.0, 1.0]]))
+    assert A[0].tolist() == pytest.approx([-0.5, -0.5, -0.5, 1.5])
 
-def test_state_moves_lambda_by_epochs_and_the_bonus_by_entropy():
-    c = rlvr.parse_config(command("--preset pos_adv_epoch --bonus_delta 0.02 --steps 8"))
-    state, path = {"step": 0, "bonus": 0.01, "pos_weight": 0.0, "start_entropy": None}, []
-    for h in (0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3):  # 8 steps of 32 prompts, 64 of them: four epochs
-        state = rlvr.next_state(c, state, {"entropy": h}, prompts=64)
-        path.append((state["pos_weight"], round(state["bonus"], 4)))
-    assert [bonus for _, bonus in path] == [0.03, 0.05, 0.03, 0.01, 0.0, 0.0, 0.0]
-    assert [weight for weight, _ in path] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3, 1, 1])
-    assert state["start_entropy"] == 0.1 and state["step"] == 7
+def test_advantages_without_standard_deviation():
+    A = rlvr.advantages(torch.tensor([[0.0, 0.0, 0.0, 1.0]]), "mean")
+    assert A[0].tolist() == [-0.25, -0.25, -0.25, 0.75]
 
-def test_metrics_equal_their_definitions():
-    for correct, k in itertools.product(range(7), range(1, 7)):
-        draws = list(itertools.combinations([True] * correct + [False] * (6 - correct), k))
-        assert rlvr.pass_at_k(6, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-    for responses, expected in (([[1, 2, 3, 4], [5, 6, 7, 8]], 1), ([[1, 2, 3, 4]] * 4, 1 / 4), ([[]], 0),
-                                ([[7, 7, 7]], (1 / 3 + 1 / 2 + 1) / 3),  # no 4-gram
-                                ([[1] * 4] * 2, (1 / 8 + 1 / 6 + 1 / 4 + 1 / 2) / 4)):
-        assert rlvr.ngram_diversity(responses) == pytest.approx(expected)
-    confidence, correct = [0.0625, 0.0, 0.5, 0.5625, 0.9375, 1.0, 0.96875, 1.0], [0, 1, 0, 1, 1, 1, 1, 0]
-    gaps = [abs(sum(correct[i:j]) - sum(confidence[i:j])) for i, j in ((0, 2), (2, 4), (4, 8))]  # by bins
-    measured = rlvr.calibration(torch.tensor(confidence), torch.tensor(correct).float())
-    assert measured == pytest.approx((sum(gaps) / 8, (sum(confidence) - sum(correct)) / 8), abs=1e-5)
+def test_each_group_is_compared_with_itself():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [10.0, 0.0, 0.0, 0.0]])
+    together = rlvr.advantages(rewards)
+    assert torch.allclose(together.sum(-1), torch.zeros(2), atol=1e-6)
+    for group, A in zip(rewards, together):
+        assert torch.equal(rlvr.advantages(group[None])[0], A)
+
+@pytest.mark.parametrize("kind", ["std", "mean"])
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 0.3, 0.7, 1 / 3])
+def test_equal_rewards_have_exactly_no_advantage(reward, kind):
+    """Also where their mean is rounded, which a division by a tiny deviation would blow up."""
+    for size in range(2, 20):
+        group = torch.full((1, size), reward)
+        assert not rlvr.advantages(group, kind).any()
+
+def test_a_group_with_a_response_without_verdict_has_no_advantage():
+    A = rlvr.advantages(torch.tensor([[1.0, 0.0], [0.0, math.nan]]))
+    assert A[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)])
+    assert A[1].tolist() == [0.0, 0.0]
+
+# ---------------------------------------------------------------------------------------- schedules
+
+def test_a_constant_lambda_stays():
+    c = rlvr.Config(pos_schedule="constant", pos_weight=0.3)
+    assert rlvr.next_lambda(c, 0, prompts=8) == 0.3
+    assert rlvr.next_lambda(c, 1, prompts=8, previous=0.9, entropy=0.1) == 0.3
+
+@pytest.mark.parametrize("step, expected", [(0, 0), (5, 0), (6, 0.2), (8, 0.6), (10, 1)])
+def test_lambda_by_stage_is_0_in_the_first_half_then_rises_to_1(step, expected):
+    c = rlvr.Config(pos_schedule="stage", steps=11)
+    assert rlvr.next_lambda(c, step, prompts=8) == pytest.approx(expected)
+
+@pytest.mark.parametrize("step, expected", [
+    (0, 0), (1, 0),  # the first epoch: 8 prompts, 4 a step
+    (2, 0.2),
+    (4, 0.4), (5, 0.4),
+    (7, 0.6),
+    (9, 0.8),
+    (10, 1), (11, 1),  # the step after the last one is in no new epoch
+])
+def test_lambda_by_epoch_rises_from_0_to_1(step, expected):
+    c = rlvr.Config(pos_schedule="epoch", steps=11, prompts_per_step=4)
+    assert rlvr.next_lambda(c, step, prompts=8) == pytest.approx(expected)
+
+@pytest.mark.parametrize("previous, entropy, expected", [
+    (None, None, 0.3),
+    pytest.param(0.4, 0.1, 0.35, id="down below the target"),
+    pytest.param(0.3, 0.3, 0.35, id="up above it"),
+    pytest.param(0.4, 0.2, 0.45, id="up on it"),
+    pytest.param(0.98, 0.3, 1.0, id="not over 1"),
+    pytest.param(0.02, 0.1, 0.0, id="not under 0"),
+])
+def test_lambda_by_entropy(previous, entropy, expected):
+    c = rlvr.Config(
+        pos_schedule="entropy", pos_weight=0.3, target_entropy=0.2, pos_delta=0.05)
+    step = 0 if previous is None else 1
+    assert rlvr.next_lambda(c, step, 8, previous, entropy) == pytest.approx(expected)
+
+@pytest.mark.parametrize("previous, entropy, expected", [
+    pytest.param(0.03, 0.1, 0.05, id="up below the target"),
+    pytest.param(0.03, 0.3, 0.01, id="down above it"),
+    pytest.param(0.01, 0.3, 0.0, id="not under 0"),
+])
+def test_entropy_bonus(previous, entropy, expected):
+    c = rlvr.Config(bonus_delta=0.02, target_entropy=0.2)
+    assert rlvr.next_bonus(c, previous, entropy) == pytest.approx(expected)
+
+# --------------------------------------------------------------------------------------- evaluation
+
+@pytest.mark.parametrize("k", range(1, 7))
+@pytest.mark.parametrize("correct", range(7))
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(correct, k):
+    responses = [True] * correct + [False] * (6 - correct)
+    solved = [any(draw) for draw in itertools.combinations(responses, k)]
+    expected = sum(solved) / len(solved)
+    assert rlvr.pass_at_k(6, correct, k) == pytest.approx(expected)
+
+@pytest.mark.parametrize("responses, expected", [
+    pytest.param([[1, 2, 3, 4], [5, 6, 7, 8]], 1, id="nothing repeats"),
+    pytest.param([[1, 2, 3, 4]] * 4, 1 / 4, id="four times the same"),
+    pytest.param([[7, 7, 7]], (1 / 3 + 1 / 2 + 1) / 3, id="too short for 4-grams"),
+    pytest.param([[1] * 4] * 2, (1 / 8 + 1 / 6 + 1 / 4 + 1 / 2) / 4, id="one token only"),
+    pytest.param([[]], 0, id="empty"),
+])
+def test_ngram_diversity(responses, expected):
+    assert rlvr.ngram_diversity(responses) == pytest.approx(expected)
+
+def test_calibration_error_is_summed_by_tenths_of_confidence():
+    bins = [  # confidence, whether it was right
+        [(0.0625, 0), (0.0, 1)],
+        [(0.5, 0), (0.5625, 1)],
+        [(0.9375, 1), (1.0, 1), (0.96875, 1), (1.0, 0)],
+    ]
+    gaps = []
+    for pairs in bins:
+        gaps.append(sum(confidence - right for confidence, right in pairs))
+    error = sum(map(abs, gaps)) / 8
+    overconfidence = sum(gaps) / 8
+
+    confidence, right = torch.tensor(sum(bins, [])).T
+    measured = rlvr.calibration(confidence, right)
+    assert measured == pytest.approx((error, overconfidence), abs=1e-5)
+
+def test_calibration_of_one_who_is_sure_and_right():
     assert rlvr.calibration(torch.ones(4), torch.ones(4)) == (0.0, 0.0)
 
-def test_evaluate_counts(policy, monkeypatch):
-    """Against rollouts that are known: 2 problems x 4 responses; of 3 samples there is a pass@3."""
-    mask = torch.tensor([[True, True], [True, False]] * 4)
-    rollouts = rlvr.Rollouts([SimpleNamespace(answer="ab")] * 8, [[1, 2], [1]] * 4, [True] * 7 + [False],
-                             [*"aabxxxxx"], mask * -1.0, mask * 0.5, mask)
-    monkeypatch.setattr(rlvr, "rollout", lambda *_: rollouts)
-    evaluate = lambda samples: rlvr.evaluate(policy, [None] * 2, lambda text, problem: text in problem.answer,
-                                             SimpleNamespace(eval_samples=samples, seed=0))
-    result = evaluate(4)
-    assert [result[name] for name in ("avg@4", "pass@1", "pass@2", "pass@4")] == [3 / 8, 3 / 8, 0.5, 0.5]
-    assert result["intervals"]["pass@4"] == [0.0, 1.0]  # one problem of two: a resample may have none or both
-    assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)
+@pytest.fixture
+def evaluated(folders, monkeypatch):
+    """-> evaluate() on known responses to two problems: for text "a" or "b" the reward is 1. Their
+    tokens are [1, 2] and [1] in turn, the last one is cut off."""
+    policy = loaded(folders / "demo")
+
+    def evaluate(texts):
+        count = len(texts)
+        lengths = torch.tensor([2, 1] * (count // 2))
+        mask = torch.arange(2) < lengths[:, None]
+        rollouts = rlvr.Rollouts(
+            problems=[rlvr.Problem("", (), "", "math")] * count,
+            responses=[[1, 2], [1]] * (count // 2),
+            finished=[True] * (count - 1) + [False],
+            texts=texts,
+            logp=mask * -1.0,
+            entropy=mask * 0.5,
+            mask=mask,
+        )
+        monkeypatch.setattr(rlvr, "rollout", Mock(return_value=rollouts))
+        c = SimpleNamespace(eval_samples=count // 2, seed=0)
+        return rlvr.evaluate(policy, [None] * 2, lambda text, problem: text in "ab", c)
+    return evaluate
+
+TWO_OF_THREE_RIGHT_ONES_DIFFER = ["a", "a", "b", "x"]
+NONE_RIGHT = ["x", "x", "x", "x"]
+
+def test_evaluation_counts_what_is_right(evaluated):
+    result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
+    assert result["avg@4"] == 3 / 8
+    assert result["pass@1"] == 3 / 8
+    assert result["pass@2"] == 0.5
+    assert result["pass@4"] == 0.5
+    assert result["distinct"] == 1.0
+
+def test_evaluation_measures_all_responses(evaluated):
+    result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
+    assert result["entropy"] == 0.5
+    assert result["length"] == 1.5
+    assert result["truncated"] == 1 / 8
+    assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)  # 1-grams, 2-grams
     assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
-    assert [result[name] for name in ("distinct", "entropy", "length", "truncated")] == [1.0, 0.5, 1.5, 1 / 8]
-    vars(rollouts).update({name: value[:6] for name, value in vars(rollouts).items()})
-    assert list(evaluate(3))[:4] == ["avg@3", "pass@1", "pass@2", "pass@3"]
+
+def test_intervals_are_over_problems(evaluated):
+    """One problem of two is solved: the standard deviation is 0.5."""
+    result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
+    assert result["interval"]["pass@4"] == pytest.approx(1.96 * 0.5 / 2**0.5)
+
+def test_evaluation_has_a_pass_at_k_for_all_samples(evaluated):
+    result = evaluated(["a", "a", "b", "x", "x", "x"])
+    names = [name for name in result if "@" in name]
+    assert names == ["avg@3", "pass@1", "pass@2", "pass@3"]
+
+# ------------------------------------------------------------------------------------------ rewards
 
 def judged(texts, reward, finished=None):
-    rollouts = SimpleNamespace(problems=[SimpleNamespace(kind="math", answer="4")] * len(texts),
-                               texts=texts, finished=finished or [True] * len(texts))
-    return rollouts, *rlvr.judge(rollouts, reward)
+    """Responses to a math problem with answer 4 -> their rewards, and what was raised instead."""
+    rollouts = SimpleNamespace(
+        problems=[rlvr.Problem("", (), "4", "math")] * len(texts),
+        texts=texts,
+        finished=finished or [True] * len(texts),
+    )
+    verdicts, errors = rlvr.judge(rollouts, reward)
+    return rlvr.rewards_of(rollouts, verdicts, errors)
 
-def test_what_cannot_be_judged_is_left_out_and_what_is_cut_off_gets_no_reward(monkeypatch):
-    reward = lambda text, problem: {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
+def reward_of_text(text, problem):
+    """Raises for other texts."""
+    return {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
+
+def test_what_cannot_be_judged_has_no_reward_and_a_reason():
     texts = ["right", "wrong", "odd", "wrong", "nan", "right"]
     with pytest.warns(UserWarning, match="left out"):
-        rewards, errors = rlvr.rewards_of(*judged(texts, reward))
+        rewards, errors = judged(texts, reward_of_text)
     assert rewards.isnan().tolist() == [False, False, True, False, True, False]
-    assert errors == {2: "KeyError: 'odd'", 4: "ValueError: the reward is nan, no finite number"}
-    advantage = rlvr.advantages(rewards.view(3, 2))
-    assert advantage[0].tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)]) and not advantage[1:].any()
-    assert "no response can be judged: KeyError" in stop_of(rlvr.rewards_of, *judged(["odd"] * 6, reward))
-    monkeypatch.setattr(verify.verify_batch, "__defaults__", (0.2,))  # patience, seconds
-    assert "the reward function hangs" in stop_of(judged, texts, lambda text, problem: time.sleep(1))
-    for reward, expected in ((rlvr.load_reward("auto"), [1, 0]), (lambda text, problem: -3, [-3, -3])):
-        rewards = judged(["\\boxed{4}"] * 2, reward, [True, False])  # a cut-off response never gets the best
-        assert rlvr.rewards_of(*rewards)[0].tolist() == expected
+    assert rewards[[0, 1, 3, 5]].tolist() == [1, 0, 0, 1]
+    assert errors == {
+        2: "KeyError: 'odd'",
+        4: "ValueError: the reward is nan, no finite number",
+    }
 
-def test_a_reward_gets_what_it_names(tmp_path):
+def test_a_reward_that_always_raises_stops_the_run():
+    """Also if some response was cut off, and so never judged."""
+    message = "no response can be judged: KeyError"
+    assert message in stop_of(judged, ["odd"] * 6, reward_of_text)
+    assert message in stop_of(judged, ["odd"] * 6, reward_of_text, [True] * 5 + [False])
+
+def test_a_reward_that_hangs_stops_the_run(monkeypatch):
+    patience = 0.2  # seconds
+    monkeypatch.setattr(verify.verify_batch, "__defaults__", (patience,))
+    message = stop_of(judged, ["x"] * 6, lambda text, problem: time.sleep(1))
+    assert "the reward function hangs" in message
+
+@pytest.mark.parametrize("reward, expected", [
+    pytest.param(rlvr.load_reward("auto"), [1, 0], id="verifier"),
+    pytest.param(lambda text, problem: -3, [-3, -3], id="negative rewards"),
+])
+def test_a_cut_off_response_gets_0_or_the_lowest_reward(reward, expected):
+    """With negative rewards rambling must not pay."""
+    rewards, _ = judged(["\\boxed{4}"] * 2, reward, finished=[True, False])
+    assert rewards.tolist() == expected
+
+OWN_FILE = """
+from neighbour import bonus
+
+def by_names(row, response, finish_reason):
+    return row["x"] + len(response + finish_reason) + bonus
+
+def by_place(text, gold):
+    return len(text) + gold
+"""
+
+@pytest.mark.parametrize("name, expected", [("by_names", 100 + 7 + 2), ("by_place", 3 + 10)])
+def test_a_reward_of_ones_own_gets_what_it_names(tmp_path, name, expected):
+    """If it names nothing that there is, the response and the answer."""
     (tmp_path / "neighbour.py").write_text("bonus = 2")
-    (tmp_path / "own.py").write_text(
-        "from neighbour import bonus\ng = lambda text, gold: len(text) + gold\n"
-        "f = lambda row, response, finish_reason: row['x'] + len(response + finish_reason) + bonus")
-    problem = rlvr.Problem("prompt", [], 10, "math", {"x": 100})
-    assert [rlvr.load_reward(f"{tmp_path}/own.py:{name}")("abc", problem) for name in "fg"] == [109, 13]
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    reward = rlvr.load_reward(f"{tmp_path}/own.py:{name}")
+    problem = rlvr.Problem("prompt", (), 10, "math", row={"x": 100})
+    assert reward("abc", problem) == expected
 
 # ------------------------------------------------------------------------------------ the countdown
 
@@ -797,15 +1325,15 @@ ROW = {"q": "1?", "a": "1"}
 def test_a_policy_is_saved_with_all_its_chat_templates(folders, tmp_path):
     policy = loaded(folders / "qwen")
     policy.tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ tools }}"}
-    policy.save(tmp_path / "saved", step=0)
-    policy.save(tmp_path / "saved", step=1)  # over itself, too
+    rlvr.save_policy(policy, tmp_path / "saved", step=0)
+    rlvr.save_policy(policy, tmp_path / "saved", step=1)  # over itself, too
     again = tf.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again.chat_template == policy.tokenizer.chat_template
 
 def test_what_a_template_writes_after_a_turn_ends_a_response_too(folders, tmp_path):
     policy = loaded(folders / "qwen")
     policy.tokenizer.eos_token = "<pad>"
-    policy.save(tmp_path / "model")
+    rlvr.save_policy(policy, tmp_path / "model")
     ends = policy.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<pad>"])
     assert set(ends) <= set(loaded(tmp_path / "model").stop_ids)
 
@@ -862,13 +1390,13 @@ def test_a_run_is_named_by_what_is_not_usual():
     ("--preset ppo", ["ppo", "pos_adv_entropy"]),
     ("--learning_rate 1", ["--learning_rate", "--help"]),
     # out of range
-    ("--group_size 1", ["--group_size 1"]),
-    ("--num_prompts 0", ["--num_prompts 0"]),
+    ("--group_size 1", ["--group_size", "2..inf"]),
+    ("--num_prompts 0", ["--num_prompts", "1..inf"]),
     ("--temperature 0", ["--temperature"]),
     ("--temperature nan", ["--temperature"]),
     ("--lr -1", ["--lr"]),
     ("--eps_low -1", ["--eps_low"]),
-    ("--cov_share 2", ["--cov_share 2"]),
+    ("--cov_share 2", ["--cov_share", "0..1"]),
     ("--pos_weight 2", ["--pos_weight 2"]),
     # what does nothing, or does not fit another
     ("--updates_per_batch 7", ["--updates_per_batch 7", "--prompts_per_step 32"]),
@@ -910,18 +1438,18 @@ def test_a_model_without_eos_token(folders, tmp_path):
     policy.tokenizer.pad_token = None
     policy.model.config.eos_token_id = None
     policy.model.generation_config.eos_token_id = None
-    policy.save(tmp_path / "model")
+    rlvr.save_policy(policy, tmp_path / "model")
     assert "no eos token" in refusal(tmp_path / "model", tmp_path)
 
 def test_a_tokenizer_larger_than_its_embedding(folders, tmp_path):
     policy = loaded(folders / "llama")
     policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
-    policy.save(tmp_path / "model")
+    rlvr.save_policy(policy, tmp_path / "model")
     assert "embedding only 320" in refusal(tmp_path / "model", tmp_path)
 
 def test_weights_of_other_names_would_be_random(folders, tmp_path):
     policy = loaded(folders / "llama")
-    policy.save(tmp_path / "model")
+    rlvr.save_policy(policy, tmp_path / "model")
     renamed = {}
     for name, tensor in policy.model.state_dict().items():
         renamed[f"_orig_mod.{name}"] = tensor
@@ -1431,7 +1959,7 @@ def test_the_log_has_the_columns_of_the_readme(run):
     readme = (HERE / "README.md").read_text()
     glossary = re.search(r"\| in `metrics.jsonl`.*?\n\n", readme, re.S)[0]
     explained = set(re.findall(r"`(\w+)`", glossary))
-    assert len(explained) > 30
+    assert len(explained) > 25
     for record in read_lines(run.out / "metrics.jsonl"):
         assert set(record) == explained
 
@@ -1585,14 +2113,14 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
 FULL_DISK = """
 import resource, sys, rlvr
 
-save = rlvr.Policy.save
+save_policy = rlvr.save_policy
 
-def save_on_a_full_disk(self, folder, **state):
+def save_on_a_full_disk(policy, folder, **state):
     if folder.name == "checkpoint-000002":
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    save(self, folder, **state)
+    save_policy(policy, folder, **state)
 
-rlvr.Policy.save = save_on_a_full_disk
+rlvr.save_policy = save_on_a_full_disk
 rlvr.main(sys.argv[1:])
 """
 
@@ -1739,18 +2267,17 @@ def test_an_entropy_bonus_raises_the_entropy_without_any_reward(folders, tmp_pat
              "--entropy_bonus 0.5 --bonus_delta 0")
     for record in log:
         assert record["zero_adv"] == 1
-        assert record["dH"] > 0
+    assert log[-1]["entropy"] > log[0]["entropy"]
 
-def test_kl_penalty_holds_the_policy(short, tmp_path):
+def test_kl_penalty_holds_the_policy(folders, short, tmp_path):
     """With all tokens penalised, and heavily, it stays closer to the policy that sampled."""
     flags = "--preset grpo --eps_high inf --eps_low inf --reuse 8 --lr 3e-3"
-    free = go(tmp_path / "free", short, flags)
-    held = go(tmp_path / "held", short, flags, "--cov_share 1 --cov_penalty 100")
-
-    def moved(log):
-        return sum(record["ratio_pos"] - record["ratio_neg"] for record in log)
-
-    assert 0 < moved(held) < 0.5 * moved(free)
+    go(tmp_path / "free", short, flags)
+    go(tmp_path / "held", short, flags, "--cov_share 1 --cov_penalty 100")
+    before = weights(folders / "demo")
+    moved_free = (weights(tmp_path / "free" / "final") - before).norm()
+    moved_held = (weights(tmp_path / "held" / "final") - before).norm()
+    assert 0 < moved_held < 0.5 * moved_free
 
 @pytest.mark.parametrize("name, flags", [
     ("qwen", "--gradient_checkpointing"),
@@ -1815,8 +2342,8 @@ def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
 def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, monkeypatch):
     sample = rlvr.sample
 
-    def hot_sample(policy, prompts, u, temperature):
-        return sample(policy, prompts, u, 3.0)
+    def hot_sample(policy, prompts, u, c):
+        return sample(policy, prompts, u, at(temperature=3.0))
 
     monkeypatch.setattr(rlvr, "sample", hot_sample)
     message = message_of("--output_dir", tmp_path / "run", short)
@@ -1907,14 +2434,14 @@ def fake_run(folder, flags, **after):
     """The files of a finished run: its held-out values are 0.5 but for these after training, its
     entropy is on target but for the first six of nine steps."""
     c = rlvr.parse_config(command(flags))
-    before = dict.fromkeys(EVALUATED, 0.5) | {"intervals": {}}
+    before = dict.fromkeys(EVALUATED, 0.5) | {"interval": {}}
     summary = {"before": before, "after": before | after}
     log = []
     for step in range(9):
         log.append({
             "step": step, "reward": 0.1, "solved": 0.2, "lambda": 1.0,
             "entropy": c.target_entropy + (0.1 if step < 6 else 0.0),
-            "dH_pos": -0.1 * step, "dH_neg": 0.0, "dH": -0.01 * step,
+            "dH_pos": -0.1 * step, "dH_neg": 0.0,
         })
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(c)))
@@ -1954,22 +2481,17 @@ def test_report_orders_runs_by_entropy(finished_runs, capsys):
         ("pos_adv_entropy", "2"),
         ("grpo", "2"),
         ("grpo-num_prompts=16", "1"),
-        ("Spearman with entropy", "5"),
     ]
 
 @pytest.mark.parametrize("name, column, cell", [
     ("grpo", "avg@32", "0.450 ± 0.071"),
-    # By seed +10 % and +20 %: mean 15, standard error 5, t with one degree of freedom 12.71.
-    ("pos_adv_entropy", "avg@32", "0.520 ± 0.113 (+15 ± 64 %)"),
-    ("grpo-num_prompts=16", "avg@32", "0.300 (-25 %)"),
+    ("pos_adv_entropy", "avg@32", "0.520 ± 0.113"),
+    ("grpo-num_prompts=16", "avg@32", "0.300"),
     ("pos_adv_entropy", "off target", "0.000 ± 0.000"),
     ("grpo", "off target", ""),
     ("grpo", "dH_pos", "-0.400 ± 0.000"),
-    ("grpo", "r_dH", "1.000 ± 0.000"),
-    ("Spearman with entropy", "ece", "-1.00"),
-    ("Spearman with entropy", "avg@32", "+0.90"),  # 1 - 6 (1 + 1) / (5 x 24)
 ])
-def test_report_says_mean_deviation_and_paired_change(finished_runs, capsys, name, column, cell):
+def test_report_says_mean_and_deviation(finished_runs, capsys, name, column, cell):
     rows, _ = reported(finished_runs, capsys)
     assert rows[name][column] == cell
 
@@ -1977,7 +2499,7 @@ def test_report_leaves_out_unfinished_runs_and_says_so(finished_runs, tmp_path, 
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text("{}")
     rows, warned = reported(finished_runs, capsys)
-    assert rows["Spearman with entropy"]["seeds"] == "5"
+    assert "unfinished" not in rows
     assert "unfinished" in warned
 
 def test_report_names_runs_by_what_they_do_not_share(tmp_path, capsys):
@@ -2008,8 +2530,8 @@ def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folde
     one_by_one = replace(policy, by_graph=False)
     for rows in (30, 48):
         u = seeded(rows, 200, rows)
-        fast = rlvr.sample(by_graph, PROMPTS, u, 1.0)
-        slow = rlvr.sample(one_by_one, PROMPTS, u, 1.0)
+        fast = rlvr.sample(by_graph, PROMPTS, u, at(1.0))
+        slow = rlvr.sample(one_by_one, PROMPTS, u, at(1.0))
         for x, y in zip(fast[:3], slow[:3]):  # tokens, lengths, finished
             assert torch.equal(x, y)
 
