@@ -1210,15 +1210,15 @@ def test_with_negative_rewards_rambling_does_not_pay():
 OWN_FILE = """
 from neighbour import bonus
 
-def by_names(row, response, finish_reason):
-    return row["x"] + len(response + finish_reason) + bonus
+def by_names(row, response, prompt):
+    return row["x"] + len(response + prompt) + bonus
 
 def by_place(text, gold):
     return len(text) + gold
 """
 
 @pytest.mark.parametrize("name, expected", [
-    ("by_names", 100 + 7 + 2),
+    ("by_names", 100 + 9 + 2),
     ("by_place", 3 + 10),
 ])
 def test_a_reward_of_ones_own_gets_what_it_names(tmp_path, name, expected):
@@ -1378,7 +1378,7 @@ def test_of_several_subsets_main_is_taken(folders, tmp_path, flags, subset):
     (tmp_path / "README.md").write_text(card + "---\n")
 
     c = config(folders / "llama", "--dataset", tmp_path, flags)
-    rows, columns = rlvr.load_rows(c)
+    rows, columns = rlvr.load_rows(c, c.dataset, c.split)
     assert columns == ["question", "answer"]
     assert [row["question"] for row in rows] == [subset] * 9
 
@@ -1569,9 +1569,6 @@ def test_a_run_is_named_by_what_is_not_usual():
     ("--pos_weight 2", ["--pos_weight 2"]),
     # what does nothing, or does not fit another
     ("--updates_per_batch 7", ["--updates_per_batch 7", "--prompts_per_step 32"]),
-    ("--preset grpo --target_entropy 0.1", ["--target_entropy"]),
-    ("--pos_schedule stage --pos_weight 1", ["--pos_weight"]),
-    ("--split test", ["--split", "countdown"]),
     # folders where nothing is
     ("--resume nowhere", ["nowhere"]),
     ("--show nowhere", ["nowhere"]),
@@ -2159,7 +2156,7 @@ def test_lambda_rises_while_the_entropy_is_above_its_target(run):
 
 def test_the_summary_evaluates_before_and_after(run):
     summary = json.loads((run.out / "summary.json").read_text())
-    assert {"before", "after", "seconds", "steps", "command", "torch"} <= set(summary)
+    assert {"before", "after", "seconds", "steps", "command", "versions"} <= set(summary)
     for when in ("before", "after"):
         assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} <= set(summary[when])
 
@@ -2173,7 +2170,7 @@ def test_the_last_line_of_a_run_is_its_speed(run):
     speed = json.loads(run.stdout.splitlines()[-1])
     summary = json.loads((run.out / "summary.json").read_text())
     assert speed == summary["speed"]
-    assert all(value > 0 for value in speed.values())
+    assert speed["seconds_step"] > 0
 
 def test_a_run_prints_its_results_and_nothing_alarming(run):
     assert "held-out prompts" in run.screen
@@ -2679,7 +2676,6 @@ def test_report_orders_runs_by_entropy(finished_runs, capsys):
     ("grpo-num_prompts=16", "avg@32", "0.300"),
     ("pos_adv_entropy", "off target", "0.000 ± 0.000"),
     ("grpo", "off target", ""),
-    ("grpo", "dH_pos", "-0.400 ± 0.000"),
 ])
 def test_report_says_mean_and_deviation(finished_runs, capsys, name, column, cell):
     rows, _ = reported(finished_runs, capsys)
