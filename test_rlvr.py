@@ -1215,19 +1215,34 @@ def by_names(row, response, prompt):
 
 def by_place(text, gold):
     return len(text) + gold
+
+def all_of_it(**kwargs):
+    return len(kwargs["response"]) + kwargs["answer"] + kwargs["row"]["x"]
+
+def too_much(response, answer, temperature):
+    return 1
 """
+
+@pytest.fixture
+def own_file(tmp_path):
+    (tmp_path / "neighbour.py").write_text("bonus = 2")
+    (tmp_path / "own.py").write_text(OWN_FILE)
+    return tmp_path / "own.py"
 
 @pytest.mark.parametrize("name, expected", [
     ("by_names", 100 + 9 + 2),
     ("by_place", 3 + 10),
+    ("all_of_it", 3 + 10 + 100),
 ])
-def test_a_reward_of_ones_own_gets_what_it_names(tmp_path, name, expected):
-    """If it names nothing that there is, the response and the answer."""
-    (tmp_path / "neighbour.py").write_text("bonus = 2")
-    (tmp_path / "own.py").write_text(OWN_FILE)
-    reward = rlvr.load_reward(f"{tmp_path}/own.py:{name}")
+def test_a_reward_of_ones_own_gets_what_it_names(own_file, name, expected):
+    """If it names neither response nor answer, it gets these two by position."""
+    reward = rlvr.load_reward(f"{own_file}:{name}")
     problem = rlvr.Problem("prompt", (), 10, "math", row={"x": 100})
     assert reward("abc", problem) == expected
+
+def test_a_reward_that_wants_what_there_is_not_stops_at_once(own_file):
+    message = stop_of(rlvr.load_reward, f"{own_file}:too_much")
+    assert_words(message, "too_much", "response, answer, prompt, row", "temperature")
 
 # ------------------------------------------------------------------------------------ the countdown
 
@@ -1365,6 +1380,33 @@ def test_a_folder_that_the_datasets_library_has_saved(folders, tmp_path):
     datasets.DatasetDict({"test": table}).save_to_disk(tmp_path / "saved")
     assert_read(config(folders / "llama", "--split test --dataset", tmp_path / "saved"))
 
+def questions_of(problems):
+    """The first lines of their prompts, without "Question: "."""
+    return [problem.prompt.split("\n")[0].removeprefix("Question: ") for problem in problems]
+
+def test_held_out_prompts_from_a_split_of_their_own(folders, tmp_path):
+    """What is in both splits is not trained on."""
+    import datasets
+    rows = rows_of("plain")
+    splits = datasets.DatasetDict({
+        "train": datasets.Dataset.from_list(rows[:6]),
+        "test": datasets.Dataset.from_list(rows[5:]),
+    })
+    splits.save_to_disk(tmp_path / "saved")
+    c = config(folders / "llama", "--eval_split test --dataset", tmp_path / "saved")
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert sorted(questions_of(train)) == [f"What is 40 + {i}?" for i in range(5)]
+    assert sorted(questions_of(held_out)) == [f"What is 40 + {i}?" for i in range(5, 8)]
+
+def test_held_out_prompts_from_a_file_of_their_own(folders, tmp_path):
+    rows = rows_of("plain")
+    data = write_lines(tmp_path / "train.jsonl", rows[:6])
+    other = write_lines(tmp_path / "test.jsonl", rows[6:])
+    c = config(folders / "llama", "--dataset", data, "--eval_split", other)
+    train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert len(train) == 6
+    assert sorted(questions_of(held_out)) == ["What is 40 + 6?", "What is 40 + 7?"]
+
 @pytest.mark.parametrize("flags, subset", [
     ("", "main"),
     ("--subset socratic", "socratic"),
@@ -1407,6 +1449,22 @@ def test_csv_cells_stay_as_they_are_written(csv_with_useless_rows):
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert sorted(problem.answer for problem in train + held_out) == ["007", "4"]
 
+def test_a_task_of_ones_own_is_a_line_of_the_table(folders, tmp_path, monkeypatch):
+    def contains(response, answer):
+        return float(answer["word"] in response)
+
+    own = rlvr.Task("Say it.", contains, extract=str.strip)
+    monkeypatch.setitem(rlvr.TASKS, "word", own)
+    answer = {"kind": "word", "word": "yes"}
+    rows = [{"question": f"{i}?", "answer": answer} for i in range(5)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    c = config(folders / "llama", "--dataset", data)
+    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
+    reward = rlvr.load_reward("auto")
+    assert "Say it." in train[0].prompt
+    assert reward("yes!", train[0]) == 1.0
+    assert reward("no", train[0]) == 0.0
+
 def test_rows_that_cannot_be_used_are_counted_by_reason(csv_with_useless_rows, capsys):
     c = csv_with_useless_rows
     rlvr.load_problems(c, rlvr.load_policy(c))
@@ -1433,6 +1491,20 @@ GOAL = dict(target=3, numbers=[1, 2])
 ])
 def test_answers_of_all_kinds(cell, kind, answer):
     assert rlvr.read_answer(cell) == (kind, answer)
+
+@pytest.mark.parametrize("cell, kind, answer", [
+    pytest.param(repr(ADD_TESTS), "code", {"tests": ADD_TESTS}, id="list of tests"),
+    pytest.param(json.dumps(GOAL), "countdown", GOAL, id="JSON"),
+    pytest.param("[0, 1]", "math", "[0, 1]", id="interval"),
+    pytest.param("{1, 2}", "math", "{1, 2}", id="set"),
+])
+def test_a_cell_may_hold_a_list_or_a_dict_as_text(cell, kind, answer):
+    """As in a csv file."""
+    assert rlvr.read_answer(cell) == (kind, answer)
+
+def test_a_cell_of_damaged_json_is_no_answer():
+    with pytest.raises(ValueError, match="damaged"):
+        rlvr.read_answer('{"inputs": ["1"')
 
 def test_arguments_and_results_of_a_function_become_tests():
     kind, answer = rlvr.read_answer(json.dumps(FUNCTION))
