@@ -430,6 +430,27 @@ def test_the_tokens_of_highest_covariance_are_left_out():
     assert torch.equal(tokens.in_loss, before.in_loss & ~HIGHEST_COVARIANCE)
     assert not tokens.in_kl.any()
 
+def test_covariance_is_that_of_the_tokens_in_the_loss():
+    """Sixteen tokens, and twice as much padding: a quarter of the tokens is left out."""
+    torch.manual_seed(0)
+    mask = mask_of([8, 1, 2, 1, 3, 1])
+    old_logp = -5 * torch.rand(6, 8) * mask
+    before = tokens_of(old_logp, [1.0, -2.0, 0.5, 0.0, -0.5, 2.0], mask)
+    after = rlvr.other_methods(before, rlvr.Config(cov_share=0.25), step=3)
+
+    mean_logp = old_logp[mask].mean()
+    mean_A = before.advantage[mask].mean()
+    covariance = {}
+    for b, t in mask.nonzero().tolist():
+        from_mean = old_logp[b, t] - mean_logp
+        covariance[b, t] = from_mean * (before.advantage[b, t] - mean_A)
+    highest = sorted(covariance, key=covariance.get)[-4:]
+
+    left_out = before.in_loss & ~after.in_loss
+    assert left_out.sum() == 4
+    for b, t in highest:
+        assert left_out[b, t]
+
 def test_or_they_get_a_kl_penalty():
     c = rlvr.Config(cov_share=0.4, cov_penalty=1.0)
     tokens = rlvr.other_methods(few_tokens(), c, step=3)
@@ -2198,6 +2219,48 @@ def assert_same_run(a, b):
     assert torch.equal(weights(a / "final"), weights(b / "final"))
     assert not list(a.glob(".*"))
 
+# ------------------------------------------------------------------------------------------ the log
+
+@pytest.fixture
+def logged():
+    """The line of the log of three groups of two responses: one right and one wrong; both right;
+    one cut off and one without a verdict."""
+    mask = mask_of([2, 1, 2, 1, 2, 1])
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, math.nan]])
+    rollouts = SimpleNamespace(mask=mask, finished=[True, True, True, True, False, True])
+    tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0.0, 0.0, 0.0, 0.0], mask)
+    tokens.entropy = 0.5 * mask
+    sums = dict(
+        loss=0.8, grad_norm=3.0, ratio_gap=0.0, tokens=36, dH_pos=0.1, dH_neg=-0.2,
+        tokens_pos=8, tokens_neg=4, clip_pos=2, clip_neg=3)
+    state = {"step": 7, "lambda": 0.3, "bonus": 0.0}
+    c = rlvr.Config(reuse=4, updates_per_batch=2)
+    return rlvr.step_metrics(c, state, rollouts, rewards, tokens, sums)
+
+def test_the_log_says_how_the_groups_did(logged):
+    assert logged["reward"] == pytest.approx(3 / 5)
+    assert logged["solved"] == pytest.approx(2 / 3)
+    assert logged["zero_adv"] == pytest.approx(1 / 3)
+    assert logged["ungraded"] == 1
+    assert logged["left_out"] == 1
+
+def test_the_log_says_what_the_responses_are_like(logged):
+    """Means over tokens, without padding."""
+    assert logged["tokens"] == 9
+    assert logged["length"] == 1.5
+    assert logged["entropy"] == 0.5
+    assert logged["truncated"] == pytest.approx(1 / 6)
+
+def test_the_log_says_what_the_updates_did(logged):
+    """Four passes of two updates, 9 tokens in each pass."""
+    assert logged["loss"] == pytest.approx(0.8 / 8)
+    assert logged["grad_norm"] == 3.0
+    assert logged["lambda"] == 0.3
+    assert logged["clip_pos"] == pytest.approx(2 / 8)
+    assert logged["clip_neg"] == pytest.approx(3 / 4)
+    assert logged["share_pos"] == pytest.approx(8 / 36)
+    assert logged["share_neg"] == pytest.approx(4 / 36)
+
 # -------------------------------------------------------------------------------- what a run leaves
 
 def test_the_log_has_the_columns_of_the_readme(run):
@@ -2509,6 +2572,14 @@ def test_a_damaged_file_of_a_run_is_named(stopped):
 
 # ------------------------------------------------------------------------------- what a run teaches
 
+def test_the_learning_rate_warms_up_and_is_the_one_that_is_used(short, folders, tmp_path):
+    """Adam's first step moves each weight by the learning rate."""
+    out = tmp_path / "run"
+    log = go(out, short, "--steps 1 --reuse 1 --updates_per_batch 1 --lr 1e-2 --warmup_steps 100")
+    assert log[0]["lr"] == pytest.approx(1e-4)
+    moved = weights(out / "final") - weights(folders / "demo")
+    assert moved.abs().max().item() == pytest.approx(1e-4, rel=0.01)
+
 def test_equal_rewards_teach_nothing(folders, tmp_path):
     out = tmp_path / "run"
     go(out, SHORT, f"--model {folders / 'demo'} --preset grpo",
@@ -2556,6 +2627,26 @@ def test_a_hugging_face_model_learns_short_responses(folders, tmp_path, name, fl
     tf.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final")
 
 # ----------------------------------------------------------------------------------- edges of a run
+
+@pytest.fixture
+def still(folders):
+    """Flags of a run on one prompt, by a policy that does not change."""
+    return (f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --lr 1e-15 --steps 2 "
+            "--num_prompts 1 --prompts_per_step 1 --updates_per_batch 1 --eval_prompts 0")
+
+def responses_of(out, *flags):
+    """Run -> the responses of each step, two lists."""
+    go(out, *flags)
+    steps = [[], []]
+    for sample in read_log(out, "samples.jsonl"):
+        steps[sample["step"]].append(sample["response"])
+    return steps
+
+def test_every_step_and_every_seed_draws_other_responses(still, tmp_path):
+    first, second = responses_of(tmp_path / "0", still, "--seed 0")
+    other, _ = responses_of(tmp_path / "1", still, "--seed 1")
+    assert first != second
+    assert first != other
 
 def test_few_prompts_come_back_within_a_step_with_other_responses(folders, tmp_path):
     out = tmp_path / "run"
