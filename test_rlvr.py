@@ -539,6 +539,33 @@ def update(policy, advantages, in_kl=None, optimizer=None, **knobs):
 def copy_of(policy):
     return replace(policy, model=copy.deepcopy(policy.model))
 
+def test_an_update_is_a_step_down_the_gradient_per_token(demo):
+    """Tokens without an advantage count, too."""
+    advantages = [1.0, -1.0, 0.0, 0.0]
+    logp, _, _ = rlvr.score(demo, ASKED, ANSWERED, temperature=1.0)
+    tokens = tokens_of(logp.detach(), advantages, ANSWERED_MASK)
+    loss = rlvr.policy_loss(logp, None, tokens, rlvr.Config(), lam=1.0)
+    loss = loss / (6 + 1 + 4 + 8)
+    loss.backward()
+    learning_rate = 0.1
+    step = learning_rate * gradient_of(demo)
+
+    before = weights_of(demo.model)
+    after = update(demo, advantages, max_grad_norm=math.inf)
+    assert step.abs().max() > 1e-3
+    assert torch.allclose(after, before - step, atol=1e-6)
+
+def test_a_step_is_no_longer_than_the_gradient_may_be(demo):
+    before = weights_of(demo.model)
+    after = update(demo, [1.0, -1.0, 0.0, 2.0], max_grad_norm=0.01)
+    moved = (after - before).norm().item()
+    assert moved == pytest.approx(0.1 * 0.01, rel=1e-2)
+
+def test_a_gradient_is_used_once(demo):
+    before = update(demo, [1.0, -1.0, 0.0, 2.0])
+    after = update(demo, [0.0, 0.0, 0.0, 0.0])
+    assert torch.equal(before, after)
+
 def test_an_update_does_not_depend_on_its_micro_batches(demo):
     advantages = [1.0, -1.0, 0.0, 2.0]
     whole = update(copy_of(demo), advantages)
