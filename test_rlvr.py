@@ -61,6 +61,10 @@ FAMILIES = {  # small models with random weights: class, what its config needs b
     "falcon": (tf.FalconForCausalLM, {}),
     "phi3": (tf.Phi3ForCausalLM, dict(pad_token_id=0)),
     "mixtral": (tf.MixtralForCausalLM, dict(num_local_experts=3)),
+    # These scale or cap the logits that their head makes.
+    "granite": (tf.GraniteForCausalLM, dict(logits_scaling=4.0)),
+    "cohere": (tf.CohereForCausalLM, dict(logit_scale=0.25, eos_token_id=0)),
+    "gemma2": (tf.Gemma2ForCausalLM, SLIDING | dict(final_logit_softcapping=3.0)),
 }
 
 # Rewards that a policy with random weights can get.
@@ -1008,6 +1012,19 @@ def test_the_mask_of_rollouts_is_that_of_their_responses(rolled_out):
         assert finished == (response[-1] in policy.stop_ids)
         assert finished or len(response) == 12
 
+def test_texts_have_special_tokens_but_those_that_end_them(folders):
+    """A verifier may look for such as <think>."""
+    policy = loaded(folders / "qwen")
+    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    problem = rlvr.Problem("", PROMPTS[0], None, "math")
+    rollouts = rlvr.rollout(policy, [problem], 400, rlvr.Config(max_new_tokens=8), 0, "test")
+    found = 0
+    for response, text in zip(rollouts.responses, rollouts.texts):
+        assert text.count("<|im_start|>") == response.count(start)
+        assert "<|im_end|>" not in text
+        found += response.count(start)
+    assert found > 0
+
 def test_trainer_and_sampler_agree_on_rollouts(rolled_out):
     rollouts, policy, c = rolled_out(0, "test")
     prompts = [problem.ids for problem in rollouts.problems]
@@ -1645,6 +1662,13 @@ def test_a_template_that_refuses_stops_with_its_message(folders):
     c = config(folders / "qwen")
     assert "no system role" in stop_of(rlvr.make_problem, ROW, ("q", "a"), policy, c)
 
+def test_a_tokenizer_splits_as_its_own_file_says(folders):
+    """And not as transformers would have it for this type of model."""
+    with pytest.warns(UserWarning, match="its tokenizer.json is used"):
+        tokenizer = loaded(folders / "qwen").tokenizer
+    text = "In 2024, 3 cars"
+    assert tokenizer.tokenize(text) == bpe_tokenizer(False).tokenize(text)
+
 def test_stop_tokens_by_name_and_by_number(folders):
     policy = loaded(folders / "qwen", "--stop_tokens ! 7")
     exclamation = policy.tokenizer.convert_tokens_to_ids("!")
@@ -1652,10 +1676,10 @@ def test_stop_tokens_by_name_and_by_number(folders):
     assert {7, exclamation, eos} <= set(policy.stop_ids)
 
 def test_system_prompt_and_arguments_of_the_template(folders):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template += "{{ suffix }}"
     c = config(folders / "qwen", "--system_prompt Short.",
                '--chat_template_kwargs {"suffix":"<think>"}')
-    policy = rlvr.load_policy(c)
-    policy.tokenizer.chat_template += "{{ suffix }}"
     prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
     assert prompt.startswith("<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\n1?")
     assert prompt.endswith("assistant\n<think>")
@@ -1764,6 +1788,36 @@ def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
 
     assert "no whole model" in refusal(tmp_path / "model", tmp_path)
     assert not mark.exists()
+
+def test_weights_that_are_no_numbers(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    with torch.no_grad():
+        policy.model.lm_head.weight[7, 7] = math.nan
+    rlvr.save_policy(policy, tmp_path / "model")
+    assert "not finite" in refusal(tmp_path / "model", tmp_path)
+
+def test_a_model_without_attention(tmp_path):
+    model_config = tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    policy = rlvr.Policy(tf.MambaForCausalLM(model_config), bpe_tokenizer(False), stop_ids=[0])
+    rlvr.save_policy(policy, tmp_path / "model")
+    assert "not all layers are attention" in refusal(tmp_path / "model", tmp_path)
+
+class OddHead(tf.LlamaForCausalLM):
+    """Does to its logits what no model does."""
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.sin()
+        return output
+
+def test_logits_that_are_not_those_of_the_head(folders, monkeypatch):
+    monkeypatch.setattr(tf.LlamaForCausalLM, "forward", OddHead.forward)
+    assert "a family that does not work here" in stop_of(loaded, folders / "llama")
+
+def test_arguments_that_no_chat_template_reads(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"think":true}')
+    assert "reads no think" in message
+    message = refusal(folders / "qwen", tmp_path, "--chat_template_kwargs think")
+    assert "no JSON object" in message
 
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "model").mkdir()
@@ -2372,6 +2426,16 @@ def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
     assert_words(message, "stopped after step 1", f"--resume {out}")
     assert steps_of(out) == [0, 1]
 
+@linux
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_second_signal_stops_at_once(name):
+    signals = rlvr.StopSignals()
+    number = getattr(signal, name)
+    os.kill(os.getpid(), number)
+    assert signals.seen == {number}
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
 def test_a_resumed_run_is_the_one_that_nobody_stopped(stopped, run):
     out, _ = stopped
     with open(out / "metrics.jsonl", "a") as file:  # what a crash may leave
@@ -2725,26 +2789,44 @@ def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
 
 # ----------------------------------------------------------------------------- runs that went wrong
 
-def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, monkeypatch):
-    sample = rlvr.sample
+@pytest.fixture
+def when_loaded(monkeypatch):
+    """-> a function that replaces one of rlvr's when a policy has been loaded, and so checked."""
+    load_policy = rlvr.load_policy
 
-    def hot_sample(policy, prompts, u, c):
-        return sample(policy, prompts, u, replace(c, temperature=3.0))
+    def when_loaded(name, replacement):
+        def load_and_replace(*args):
+            policy = load_policy(*args)
+            monkeypatch.setattr(rlvr, name, replacement)
+            return policy
 
-    monkeypatch.setattr(rlvr, "sample", hot_sample)
+        monkeypatch.setattr(rlvr, "load_policy", load_and_replace)
+    return when_loaded
+
+SAMPLE = rlvr.sample
+SCORE = rlvr.score
+
+def hot_sample(policy, prompts, u, c):
+    return SAMPLE(policy, prompts, u, replace(c, temperature=3.0))
+
+def other_score_with_gradient(*args):
+    off = 0.5 * torch.is_grad_enabled()
+    return [values + off for values in SCORE(*args)]
+
+def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, when_loaded):
+    when_loaded("sample", hot_sample)
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "sampler and trainer disagree" in message
 
-def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, monkeypatch):
-    score = rlvr.score
-
-    def other_score_with_gradient(*args):
-        off = 0.5 * torch.is_grad_enabled()
-        return [values + off for values in score(*args)]
-
-    monkeypatch.setattr(rlvr, "score", other_score_with_gradient)
+def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, when_loaded):
+    when_loaded("score", other_score_with_gradient)
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "the ratio was off 1" in message
+
+def test_a_sampler_that_is_not_the_model_stops_before_the_run(folders, monkeypatch):
+    monkeypatch.setattr(rlvr, "sample", hot_sample)
+    message = stop_of(loaded, folders / "qwen")
+    assert "what is sampled is off its own distribution" in message
 
 def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
         short, tmp_path, monkeypatch):
