@@ -2381,6 +2381,15 @@ def test_each_step_has_a_line_of_the_log_and_samples(run):
     assert {"prompt", "response", "reward", "advantage", "finish_reason",
             "entropy", "tokens"} <= set(samples[0])
 
+def test_a_sample_has_the_reward_and_the_advantage_of_its_response(run):
+    """The reward is 1 for an odd number of letters; 0 for what was cut off."""
+    for sample in read_log(run.out, "samples.jsonl"):
+        is_odd = len(sample["response"]) % 2
+        expected = is_odd if sample["finish_reason"] == "stop" else 0
+        assert sample["reward"] == expected
+        if sample["advantage"] != 0:
+            assert (sample["advantage"] > 0) == (sample["reward"] == 1)
+
 def test_sampler_and_trainer_agree_all_the_way(run):
     for record in read_log(run.out):
         assert record["logp_gap"] < 1e-3
