@@ -455,7 +455,7 @@ def test_covariance_is_that_of_the_tokens_in_the_loss():
     for b, t in highest:
         assert left_out[b, t]
 
-def test_or_they_get_a_kl_penalty():
+def test_the_tokens_of_highest_covariance_get_a_kl_penalty_instead():
     c = rlvr.Config(cov_share=0.4, cov_penalty=1.0)
     tokens = rlvr.other_methods(few_tokens(), c, step=3)
     assert torch.equal(tokens.in_loss, few_tokens().in_loss)
@@ -2876,6 +2876,18 @@ def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
     assert "step 1: loss or gradient not finite" in message
     assert torch.isfinite(weights(out / "last_good")).all()
     assert len(read_log(out)) == 1
+
+def test_entropy_is_compared_with_that_of_the_first_batch(short, tmp_path, monkeypatch):
+    starts = []
+
+    def note_start(c, record, start):
+        starts.append(start)
+
+    monkeypatch.setattr(rlvr, "warn_if_useless", note_start)
+    log = go(tmp_path / "run", short, "--steps 2 --eval_prompts 0")
+    first = log[0]["entropy"]
+    assert log[1]["entropy"] != first
+    assert starts == [first, first]
 
 @pytest.mark.parametrize("change, advice", [
     (dict(zero_adv=0.8), "--group_size"),
