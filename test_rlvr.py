@@ -258,11 +258,12 @@ def some_tokens():
     logp = old_logp + torch.randn(4, 5)
     return tokens, logp.requires_grad_()
 
+UNCLIPPED = dict(eps_low=math.inf, eps_high=math.inf)
 OBJECTIVES = pytest.mark.parametrize("lam, knobs", [
     pytest.param(1.0, dict(eps_low=0.2, eps_high=0.3), id="grpo"),
     pytest.param(0.25, dict(eps_low=0.1, eps_high=0.5), id="lambda"),
     pytest.param(1.0, dict(neg_weight=0.5), id="negative weight"),
-    pytest.param(0.0, dict(eps_low=math.inf, eps_high=math.inf), id="unclipped"),
+    pytest.param(0.0, UNCLIPPED, id="unclipped"),
 ])
 
 @OBJECTIVES
@@ -1017,7 +1018,8 @@ def test_texts_have_special_tokens_but_those_that_end_them(folders):
     policy = loaded(folders / "qwen")
     start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
     problem = rlvr.Problem("", PROMPTS[0], None, "math")
-    rollouts = rlvr.rollout(policy, [problem], 400, rlvr.Config(max_new_tokens=8), 0, "test")
+    c = rlvr.Config(max_new_tokens=8)
+    rollouts = rlvr.rollout(policy, [problem], 400, c, 0, "test")
     found = 0
     for response, text in zip(rollouts.responses, rollouts.texts):
         assert text.count("<|im_start|>") == response.count(start)
@@ -1282,7 +1284,8 @@ def test_with_negative_rewards_rambling_does_not_pay():
     def negative(text, problem):
         return -len(text)
 
-    rewards, _ = judged(["x", "xxx", "x"], negative, finished=[True, True, False])
+    texts = ["x", "xxx", "x"]
+    rewards, _ = judged(texts, negative, finished=[True, True, False])
     assert rewards.tolist() == [-1, -3, -3]
 
 OWN_FILE = """
@@ -1676,6 +1679,13 @@ def test_a_tokenizer_splits_as_its_own_file_says(folders):
         tokenizer = loaded(folders / "qwen").tokenizer
     text = "In 2024, 3 cars"
     assert tokenizer.tokenize(text) == bpe_tokenizer(False).tokenize(text)
+
+def test_a_model_may_name_several_tokens_that_end_a_response(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.model.generation_config.eos_token_id = [3, 5]
+    rlvr.save_policy(policy, tmp_path / "model")
+    eos = policy.tokenizer.eos_token_id
+    assert set(loaded(tmp_path / "model").stop_ids) == {3, 5, eos}
 
 def test_stop_tokens_by_name_and_by_number(folders):
     policy = loaded(folders / "qwen", "--stop_tokens ! 7")
@@ -2328,9 +2338,14 @@ def logged():
     """The line of the log of three groups of two responses: one right and one wrong; both right;
     one cut off and one without a verdict."""
     mask = mask_of([2, 1, 2, 1, 2, 1])
-    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, math.nan]])
-    rollouts = SimpleNamespace(mask=mask, finished=[True, True, True, True, False, True])
-    tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0.0, 0.0, 0.0, 0.0], mask)
+    rewards = torch.tensor([
+        [1.0, 0.0],
+        [1.0, 1.0],
+        [0.0, math.nan],
+    ])
+    finished = [True, True, True, True, False, True]
+    rollouts = SimpleNamespace(mask=mask, finished=finished)
+    tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0, 0, 0, 0], mask)
     tokens.entropy = 0.5 * mask
     sums = dict(
         loss=0.8, grad_norm=3.0, ratio_gap=0.0, tokens=36, dH_pos=0.1, dH_neg=-0.2,
@@ -2970,9 +2985,10 @@ def reported(pattern, capsys):
     """What --report prints -> {run: {column: cell}}, in the order of the rows, and the rest."""
     rlvr.main(["--report", str(pattern)])
     shown = capsys.readouterr()
-    columns, _, *lines = [cells_of(line) for line in shown.out.strip().splitlines()]
+    lines = shown.out.strip().splitlines()
+    columns, _, *others = [cells_of(line) for line in lines]
     rows = {}
-    for cells in lines:
+    for cells in others:
         rows[cells[0]] = dict(zip(columns, cells))
     return rows, shown.err
 
