@@ -1,7 +1,7 @@
 """Tests of behaviour: no network, no GPU needed. Every fast path has a twin here that is slow and
 obviously right, and the two agree."""
 import copy, dataclasses, glob, itertools, json, math, multiprocessing, os, random
-import re, shutil, signal, subprocess, sys, tempfile, time, warnings
+import re, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlvr
@@ -61,6 +61,10 @@ FAMILIES = {  # small models with random weights: class, what its config needs b
     "falcon": (tf.FalconForCausalLM, {}),
     "phi3": (tf.Phi3ForCausalLM, dict(pad_token_id=0)),
     "mixtral": (tf.MixtralForCausalLM, dict(num_local_experts=3)),
+    # These scale or cap the logits that their head makes.
+    "granite": (tf.GraniteForCausalLM, dict(logits_scaling=4.0)),
+    "cohere": (tf.CohereForCausalLM, dict(logit_scale=0.25, eos_token_id=0)),
+    "gemma2": (tf.Gemma2ForCausalLM, SLIDING | dict(final_logit_softcapping=3.0)),
 }
 
 # Rewards that a policy with random weights can get.
@@ -254,11 +258,12 @@ def some_tokens():
     logp = old_logp + torch.randn(4, 5)
     return tokens, logp.requires_grad_()
 
+UNCLIPPED = dict(eps_low=math.inf, eps_high=math.inf)
 OBJECTIVES = pytest.mark.parametrize("lam, knobs", [
     pytest.param(1.0, dict(eps_low=0.2, eps_high=0.3), id="grpo"),
     pytest.param(0.25, dict(eps_low=0.1, eps_high=0.5), id="lambda"),
     pytest.param(1.0, dict(neg_weight=0.5), id="negative weight"),
-    pytest.param(0.0, dict(eps_low=math.inf, eps_high=math.inf), id="unclipped"),
+    pytest.param(0.0, UNCLIPPED, id="unclipped"),
 ])
 
 @OBJECTIVES
@@ -451,7 +456,7 @@ def test_covariance_is_that_of_the_tokens_in_the_loss():
     for b, t in highest:
         assert left_out[b, t]
 
-def test_or_they_get_a_kl_penalty():
+def test_the_tokens_of_highest_covariance_get_a_kl_penalty_instead():
     c = rlvr.Config(cov_share=0.4, cov_penalty=1.0)
     tokens = rlvr.other_methods(few_tokens(), c, step=3)
     assert torch.equal(tokens.in_loss, few_tokens().in_loss)
@@ -984,6 +989,20 @@ def test_the_mask_of_rollouts_is_that_of_their_responses(rolled_out):
         assert finished == (response[-1] in policy.stop_ids)
         assert finished or len(response) == 12
 
+def test_texts_have_special_tokens_but_those_that_end_them(folders):
+    """A verifier may look for such as <think>."""
+    policy = loaded(folders / "qwen")
+    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    problem = rlvr.Problem("", PROMPTS[0], None, "math")
+    c = rlvr.Config(max_new_tokens=8)
+    rollouts = rlvr.rollout(policy, [problem], 400, c, 0, "test")
+    found = 0
+    for response, text in zip(rollouts.responses, rollouts.texts):
+        assert text.count("<|im_start|>") == response.count(start)
+        assert "<|im_end|>" not in text
+        found += response.count(start)
+    assert found > 0
+
 def test_trainer_and_sampler_agree_on_rollouts(rolled_out):
     rollouts, policy, c = rolled_out(0, "test")
     prompts = [problem.ids for problem in rollouts.problems]
@@ -1238,7 +1257,8 @@ def test_with_negative_rewards_rambling_does_not_pay():
     def negative(text, problem):
         return -len(text)
 
-    rewards, _ = judged(["x", "xxx", "x"], negative, finished=[True, True, False])
+    texts = ["x", "xxx", "x"]
+    rewards, _ = judged(texts, negative, finished=[True, True, False])
     assert rewards.tolist() == [-1, -3, -3]
 
 OWN_FILE = """
@@ -1615,6 +1635,28 @@ def test_a_template_that_refuses_stops_with_its_message(folders):
     c = config(folders / "qwen")
     assert "no system role" in stop_of(rlvr.make_problem, ROW, ("q", "a"), policy, c)
 
+@pytest.mark.xfail(strict=True, reason="transformers makes a text of the function strftime_now")
+def test_the_date_that_a_template_writes_is_always_the_same(folders):
+    """Else a run that goes on tomorrow would have other prompts."""
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template += "{{ strftime_now('%d.%m.%Y') }}"
+    problem = rlvr.make_problem(ROW, ("q", "a"), policy, config(folders / "qwen"))
+    assert problem.prompt.endswith("01.01.2025")
+
+def test_a_tokenizer_splits_as_its_own_file_says(folders):
+    """And not as transformers would have it for this type of model."""
+    with pytest.warns(UserWarning, match="its tokenizer.json is used"):
+        tokenizer = loaded(folders / "qwen").tokenizer
+    text = "In 2024, 3 cars"
+    assert tokenizer.tokenize(text) == bpe_tokenizer(False).tokenize(text)
+
+def test_a_model_may_name_several_tokens_that_end_a_response(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.model.generation_config.eos_token_id = [3, 5]
+    rlvr.save_policy(policy, tmp_path / "model")
+    eos = policy.tokenizer.eos_token_id
+    assert set(loaded(tmp_path / "model").stop_ids) == {3, 5, eos}
+
 def test_stop_tokens_by_name_and_by_number(folders):
     policy = loaded(folders / "qwen", "--stop_tokens ! 7")
     exclamation = policy.tokenizer.convert_tokens_to_ids("!")
@@ -1734,6 +1776,36 @@ def test_code_that_comes_with_a_model_is_not_run(folders, tmp_path):
 
     assert "no whole model" in refusal(tmp_path / "model", tmp_path)
     assert not mark.exists()
+
+def test_weights_that_are_no_numbers(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    with torch.no_grad():
+        policy.model.lm_head.weight[7, 7] = math.nan
+    rlvr.save_policy(policy, tmp_path / "model")
+    assert "not finite" in refusal(tmp_path / "model", tmp_path)
+
+def test_a_model_without_attention(tmp_path):
+    model_config = tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    policy = rlvr.Policy(tf.MambaForCausalLM(model_config), bpe_tokenizer(False), stop_ids=[0])
+    rlvr.save_policy(policy, tmp_path / "model")
+    assert "not all layers are attention" in refusal(tmp_path / "model", tmp_path)
+
+class OddHead(tf.LlamaForCausalLM):
+    """Does to its logits what no model does."""
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.sin()
+        return output
+
+def test_logits_that_are_not_those_of_the_head(folders, monkeypatch):
+    monkeypatch.setattr(tf.LlamaForCausalLM, "forward", OddHead.forward)
+    assert "a family that does not work here" in stop_of(loaded, folders / "llama")
+
+def test_arguments_that_no_chat_template_reads(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"think":true}')
+    assert "reads no think" in message
+    message = refusal(folders / "qwen", tmp_path, "--chat_template_kwargs think")
+    assert "no JSON object" in message
 
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "model").mkdir()
@@ -2236,9 +2308,14 @@ def logged():
     """The line of the log of three groups of two responses: one right and one wrong; both right;
     one cut off and one without a verdict."""
     mask = mask_of([2, 1, 2, 1, 2, 1])
-    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, math.nan]])
-    rollouts = SimpleNamespace(mask=mask, finished=[True, True, True, True, False, True])
-    tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0.0, 0.0, 0.0, 0.0], mask)
+    rewards = torch.tensor([
+        [1.0, 0.0],
+        [1.0, 1.0],
+        [0.0, math.nan],
+    ])
+    finished = [True, True, True, True, False, True]
+    rollouts = SimpleNamespace(mask=mask, finished=finished)
+    tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0, 0, 0, 0], mask)
     tokens.entropy = 0.5 * mask
     sums = dict(
         loss=0.8, grad_norm=3.0, ratio_gap=0.0, tokens=36, dH_pos=0.1, dH_neg=-0.2,
@@ -2288,6 +2365,15 @@ def test_each_step_has_a_line_of_the_log_and_samples(run):
     assert {sample["step"] for sample in samples} == {0, 1, 2, 3}
     assert {"prompt", "response", "reward", "advantage", "finish_reason",
             "entropy", "tokens"} <= set(samples[0])
+
+def test_a_sample_has_the_reward_and_the_advantage_of_its_response(run):
+    """The reward is 1 for an odd number of letters; 0 for what was cut off."""
+    for sample in read_log(run.out, "samples.jsonl"):
+        is_odd = len(sample["response"]) % 2
+        expected = is_odd if sample["finish_reason"] == "stop" else 0
+        assert sample["reward"] == expected
+        if sample["advantage"] != 0:
+            assert (sample["advantage"] > 0) == (sample["reward"] == 1)
 
 def test_sampler_and_trainer_agree_all_the_way(run):
     for record in read_log(run.out):
@@ -2342,12 +2428,30 @@ def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
     assert_words(message, "stopped after step 1", f"--resume {out}")
     assert steps_of(out) == [0, 1]
 
+@linux
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_second_signal_stops_at_once(name):
+    signals = rlvr.StopSignals()
+    number = getattr(signal, name)
+    os.kill(os.getpid(), number)
+    assert signals.seen == {number}
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+
 def test_a_resumed_run_is_the_one_that_nobody_stopped(stopped, run):
     out, _ = stopped
     with open(out / "metrics.jsonl", "a") as file:  # what a crash may leave
         file.write('{"step": 2, "reward": 9}\n{"step": 3, "half a li')
     rlvr.main(["--resume", str(out)])
     assert_same_run(out, run.out)
+
+@pytest.mark.xfail(strict=True, reason="refused: 'a run with another --output_dir'")
+def test_a_run_that_was_moved_goes_on(stopped, run, tmp_path):
+    """And one whose folder is named in another way."""
+    out, _ = stopped
+    out.rename(tmp_path / "moved")
+    assert stop_of(rlvr.main, ["--resume", f"{tmp_path}/./moved/"]) is None
+    assert_same_run(tmp_path / "moved", run.out)
 
 def test_a_run_goes_on_with_its_own_config_only(stopped, short):
     out, _ = stopped
@@ -2573,6 +2677,13 @@ def test_a_damaged_run_ends_in_one_line(stopped, tmp_path):
         shutil.rmtree(out)
     assert 5 < refused < 20
 
+@pytest.mark.xfail(strict=True, reason="json.JSONDecodeError", raises=json.JSONDecodeError)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_damaged_log_is_named(stopped, name):
+    out, _ = stopped
+    (out / name).write_bytes(GIT_LFS_POINTER)
+    assert f"{name}: damaged" in message_of("--resume", out)
+
 def test_a_damaged_file_of_a_run_is_named(stopped):
     out, _ = stopped
     checkpoint = out / "checkpoint-000002" / "trainer.pt"
@@ -2695,39 +2806,50 @@ def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
 
 # ----------------------------------------------------------------------------- runs that went wrong
 
-def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, monkeypatch):
-    sample = rlvr.sample
+@pytest.fixture
+def when_loaded(monkeypatch):
+    """-> a function that replaces one of rlvr's when a policy has been loaded, and so checked."""
+    load_policy = rlvr.load_policy
 
-    def hot_sample(policy, prompts, u, c):
-        if len(u) > 2:  # the two of the check at the start come first
-            c = replace(c, temperature=3.0)
-        return sample(policy, prompts, u, c)
+    def when_loaded(name, replacement):
+        def load_and_replace(*args):
+            policy = load_policy(*args)
+            monkeypatch.setattr(rlvr, name, replacement)
+            return policy
 
-    monkeypatch.setattr(rlvr, "sample", hot_sample)
+        monkeypatch.setattr(rlvr, "load_policy", load_and_replace)
+    return when_loaded
+
+SAMPLE = rlvr.sample
+SCORE = rlvr.score
+
+def hot_sample(policy, prompts, u, c):
+    return SAMPLE(policy, prompts, u, replace(c, temperature=3.0))
+
+def other_score_with_gradient(*args):
+    off = 0.5 * torch.is_grad_enabled()
+    return [values + off for values in SCORE(*args)]
+
+def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, when_loaded):
+    when_loaded("sample", hot_sample)
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "sampler and trainer disagree" in message
 
 def test_a_sampler_that_is_not_the_model_stops_the_run_at_its_start(short, tmp_path, monkeypatch):
-    sample = rlvr.sample
-
-    def hot_sample(policy, prompts, u, c):
-        return sample(policy, prompts, u, replace(c, temperature=3.0))
-
     monkeypatch.setattr(rlvr, "sample", hot_sample)
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "off its own distribution" in message
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
-def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, monkeypatch):
-    score = rlvr.score
-
-    def other_score_with_gradient(*args):
-        off = 0.5 * torch.is_grad_enabled()
-        return [values + off for values in score(*args)]
-
-    monkeypatch.setattr(rlvr, "score", other_score_with_gradient)
+def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, when_loaded):
+    when_loaded("score", other_score_with_gradient)
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "the ratio was off 1" in message
+
+def test_a_sampler_that_is_not_the_model_stops_before_the_run(folders, monkeypatch):
+    monkeypatch.setattr(rlvr, "sample", hot_sample)
+    message = stop_of(loaded, folders / "qwen")
+    assert "what is sampled is off its own distribution" in message
 
 def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
         short, tmp_path, monkeypatch):
@@ -2745,6 +2867,18 @@ def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
     assert "step 1: loss or gradient not finite" in message
     assert torch.isfinite(weights(out / "last_good")).all()
     assert len(read_log(out)) == 1
+
+def test_entropy_is_compared_with_that_of_the_first_batch(short, tmp_path, monkeypatch):
+    starts = []
+
+    def note_start(c, record, start):
+        starts.append(start)
+
+    monkeypatch.setattr(rlvr, "warn_if_useless", note_start)
+    log = go(tmp_path / "run", short, "--steps 2 --eval_prompts 0")
+    first = log[0]["entropy"]
+    assert log[1]["entropy"] != first
+    assert starts == [first, first]
 
 @pytest.mark.parametrize("change, advice", [
     (dict(zero_adv=0.8), "--group_size"),
@@ -2827,9 +2961,10 @@ def reported(pattern, capsys):
     """What --report prints -> {run: {column: cell}}, in the order of the rows, and the rest."""
     rlvr.main(["--report", str(pattern)])
     shown = capsys.readouterr()
-    columns, _, *lines = [cells_of(line) for line in shown.out.strip().splitlines()]
+    lines = shown.out.strip().splitlines()
+    columns, _, *others = [cells_of(line) for line in lines]
     rows = {}
-    for cells in lines:
+    for cells in others:
         rows[cells[0]] = dict(zip(columns, cells))
     return rows, shown.err
 
@@ -2890,6 +3025,200 @@ def test_report_draws_a_picture(finished_runs, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     reported(finished_runs, capsys)
     assert (tmp_path / "report.png").stat().st_size > 10000
+
+# --------------------------------------------------------- what is trained is the user's own model
+
+# Small sizes by all the names that configurations have for them.
+TINY = dict(
+    vocab_size=160, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.3,
+    n_embd=32, n_layer=2, n_head=4, n_positions=256, n_ctx=256, rotary_dim=8, ffn_dim=64,
+    d_model=32, num_layers=2, num_heads=4, n_layers=2, n_heads=4, max_seq_len=256,
+    decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, word_embed_proj_dim=32,
+    num_experts=4, num_local_experts=4, n_routed_experts=4, num_experts_per_tok=2,
+    moe_intermediate_size=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+)
+
+TYPES = """
+apertus arcee biogpt bitnet codegen cohere cohere2 cwm doge ernie4_5 exaone4 falcon gemma gemma2
+gemma3_text gemma4_text glm glm4 gpt2 gpt_bigcode gpt_neox gptj gpt_oss granite granitemoe helium
+hyperclovax llama mistral mixtral mpt nanochat nemotron olmo olmo2 olmoe opt phi phi3 qwen2 qwen3
+qwen3_moe smollm3 stablelm starcoder2 vaultgemma
+""".split()
+
+def tiny_policy(model_type, **more):
+    """A policy with random weights of this type of model."""
+    config_class = tf.models.auto.configuration_auto.CONFIG_MAPPING[model_type]
+    names = {field.name for field in dataclasses.fields(config_class)}
+    names |= set(config_class.attribute_map)
+    sizes = {name: size for name, size in TINY.items() if name in names}
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(
+        config_class(**sizes, **more), attn_implementation="eager")
+    return rlvr.Policy(model.eval(), bpe_tokenizer(pad_is_eos=True), stop_ids=[2])
+
+def assert_trained_as_it_is(policy):
+    """The log-probabilities that are trained are those of the model's own forward pass."""
+    rlvr.check_policy(policy, rlvr.Config())
+    prompts = [(5, 6, 7), (9, 10, 11, 12, 13)]
+    responses = [[4, 8, 15, 16], [23, 42]]
+    logp, _, _ = rlvr.score(policy, prompts, responses, temperature=1.0)
+    slow_logps, _ = slow_score(policy.model, prompts, responses, 1.0)
+    for row, slow_logp in zip(logp, slow_logps):
+        assert torch.allclose(row[:len(slow_logp)], slow_logp, atol=1e-3)
+
+@pytest.fixture
+def few_tokens(monkeypatch):
+    monkeypatch.setattr(tf.PreTrainedTokenizerFast, "__len__", Mock(return_value=160))
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_each_type_of_model_is_trained_as_it_is(model_type, few_tokens):
+    assert_trained_as_it_is(tiny_policy(model_type))
+
+@pytest.mark.parametrize("model_type, more", [
+    pytest.param("granite", dict(logits_scaling=8.0), id="scaled"),
+    pytest.param("hyperclovax", dict(logits_scaling=0.125), id="scaled the other way"),
+    pytest.param("cohere", dict(logit_scale=4.0), id="scaled up"),
+    pytest.param("gemma2", dict(final_logit_softcapping=2.0), id="capped"),
+])
+def test_scaled_and_capped_logits_are_the_models_own(model_type, more, few_tokens):
+    policy = tiny_policy(model_type, **more)
+    assert_trained_as_it_is(policy)
+    assert policy.scale != 1 or policy.cap
+
+@pytest.mark.parametrize("model_type", ["bart", "bloom"])
+def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, few_tokens):
+    with pytest.raises((ValueError, RuntimeError)):
+        rlvr.check_policy(tiny_policy(model_type), rlvr.Config())
+
+def test_logits_that_the_model_changes_in_another_way_are_refused(few_tokens):
+    policy = tiny_policy("llama")
+    forward = policy.model.forward
+
+    def bent(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    policy.model.forward = bent
+    with pytest.raises(ValueError, match="its logits are not"):
+        rlvr.check_policy(policy, rlvr.Config())
+
+def test_the_folders_own_tokenizer_is_used_and_saved(folders, tmp_path):
+    """One that splits digits in threes, in a folder of a type for which transformers has its own."""
+    policy = loaded(folders / "qwen")
+    core = policy.tokenizer.backend_tokenizer
+    digits = pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
+    shutil.copytree(folders / "qwen", tmp_path / "threes")
+    core.save(str(tmp_path / "threes" / "tokenizer.json"))
+
+    text = "1234567 + 89"
+    expected = Tokenizer.from_file(str(tmp_path / "threes" / "tokenizer.json")).encode(text).ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = rlvr.load_tokenizer(tmp_path / "threes")
+    assert tokenizer.encode(text) == expected
+
+def test_a_template_with_the_date_gives_the_same_prompt_on_every_day(folders):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template += "Today is {{ strftime_now('%d %B %Y') }}."
+    c = config(folders / "qwen")
+    prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
+    assert "Today is 01 January 2025." in prompt
+
+def test_the_verifier_sees_special_tokens_but_those_that_end_a_response(folders, monkeypatch):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>"]})
+    ids = policy.tokenizer.encode("<answer>42<pad><|im_end|>")
+    out = (torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([True]), torch.zeros(1, 9))
+    monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
+    problem = rlvr.Problem("", (5, 6), "42", "math")
+    rollouts = rlvr.rollout(policy, [problem], 1, rlvr.Config(), "test")
+    assert rollouts.texts == ["<answer>42"]
+
+def test_weights_that_are_no_numbers_are_refused(folders, tmp_path):
+    policy = loaded(folders / "llama")
+    policy.model.lm_head.weight.data[3, 4] = math.nan
+    rlvr.save_policy(policy, tmp_path / "model")
+    assert "not finite numbers" in refusal(tmp_path / "model", tmp_path)
+
+@linux
+def test_a_loaded_model_does_not_keep_its_file_open(folders):
+    loaded(folders / "llama")
+    assert str(folders / "llama") not in Path("/proc/self/maps").read_text()
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(short, tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def stubborn(path, *args, **kwargs):
+        if Path(path).name == "checkpoint-000001":
+            raise OSError("busy")
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", stubborn)
+    with pytest.warns(UserWarning, match="busy"):
+        log = go(tmp_path / "run", short, "--save_every 1")
+    assert len(log) == 4
+
+def test_out_of_memory_is_one_line_that_says_what_helps(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(rlvr, "score", Mock(side_effect=torch.OutOfMemoryError("CUDA")))
+    monkeypatch.setattr(rlvr, "check_policy", Mock())
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert_words(message, "out of memory", "--micro_batch_tokens", "--sample_rows")
+
+def test_a_run_in_a_thread(short, tmp_path):
+    thread = threading.Thread(target=go, args=(tmp_path / "run", short))
+    thread.start()
+    thread.join()
+    assert len(read_log(tmp_path / "run")) == 4
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_signals_of_batch_systems_stop_after_the_step(short, tmp_path, monkeypatch, name):
+    def stop_at_1(c, record, start):
+        if record["step"] == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    monkeypatch.setattr(rlvr, "warn_if_useless", stop_at_1)
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert "stopped after step 1" in message
+
+@pytest.mark.parametrize("value", ["{oops", "[1]", "3"])
+def test_template_arguments_that_are_no_json_object(value):
+    message = stop_of(rlvr.parse_config, ["--chat_template_kwargs", value])
+    assert "no JSON object" in message
+
+def test_a_template_argument_that_the_template_never_reads(folders, tmp_path):
+    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"enable_thinking":false}')
+    assert_words(message, "chat template", "enable_thinking")
+
+def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
+    import datasets
+    rows = {"question": ["1+1?"] * 4, "answer": ["2"] * 4, "picture": [b"no picture"] * 4}
+    features = datasets.Features(
+        question=datasets.Value("string"), answer=datasets.Value("string"),
+        picture=datasets.Image())
+    rows["picture"] = [{"bytes": data, "path": None} for data in rows["picture"]]
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "data")
+    c = config(folders / "llama", "--dataset", tmp_path / "data")
+    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert train[0].row["picture"]["bytes"] == b"no picture"
+
+def test_show_where_the_terminal_has_no_utf8(run):
+    argv = [sys.executable, HERE / "rlvr.py", "--show", run.out]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=100)
+    assert shown.returncode == 0, shown.stderr
+
+@pytest.mark.parametrize("quota, expected", [("150000 100000", 2), ("max 100000", 16), ("9900000 100000", 16)])
+def test_threads_keep_to_the_quota_of_a_container(monkeypatch, quota, expected):
+    chosen = Mock()
+    monkeypatch.setattr(Path, "read_text", Mock(return_value=quota))
+    monkeypatch.setattr(torch, "get_num_threads", Mock(return_value=16))
+    monkeypatch.setattr(torch, "set_num_threads", chosen)
+    rlvr.set_threads(rlvr.Config(model="some/model"))
+    chosen.assert_called_once_with(expected)
 
 # ---------------------------------------------------------------------------------------------- GPU
 
