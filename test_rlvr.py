@@ -205,10 +205,10 @@ def tokens_of(old_logp, advantages, in_loss):
     A = torch.tensor(advantages)[:, None]
     return rlvr.Tokens(
         old_logp=old_logp,
-        entropy=torch.zeros_like(old_logp),
+        old_entropy=torch.zeros_like(old_logp),
         advantage=A.expand(old_logp.shape),
         in_loss=in_loss,
-        in_kl=torch.zeros_like(in_loss),
+        in_penalty=torch.zeros_like(in_loss),
     )
 
 def mask_of(lengths):
@@ -349,9 +349,9 @@ def test_dH_is_the_change_of_the_entropy_by_a_small_step():
 
 def test_a_kl_penalty_is_the_distance_of_its_tokens(some_tokens):
     tokens, logp = some_tokens
-    tokens.in_kl = torch.zeros(4, 5, dtype=torch.bool)
-    tokens.in_kl[1, 3] = True
-    tokens.in_kl[2, 0] = True
+    tokens.in_penalty = torch.zeros(4, 5, dtype=torch.bool)
+    tokens.in_penalty[1, 3] = True
+    tokens.in_penalty[2, 0] = True
     free = rlvr.policy_loss(logp, None, tokens, rlvr.Config(), lam=1.0)
     held = rlvr.policy_loss(logp, None, tokens, rlvr.Config(cov_penalty=2.0), lam=1.0)
     distance = (logp - tokens.old_logp).abs()
@@ -383,7 +383,7 @@ def few_tokens():
     ])
     mask = mask_of([2, 2, 1])
     tokens = tokens_of(old_logp, [2.0, -1.0, 0.0], mask)
-    return replace(tokens, entropy=entropy)
+    return replace(tokens, old_entropy=entropy)
 
 # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
 HIGHEST_COVARIANCE = torch.tensor([
@@ -433,7 +433,7 @@ def test_the_tokens_of_highest_covariance_are_left_out():
     c = rlvr.Config(cov_share=0.4)
     tokens = rlvr.other_methods(before, c, step=3)
     assert torch.equal(tokens.in_loss, before.in_loss & ~HIGHEST_COVARIANCE)
-    assert not tokens.in_kl.any()
+    assert not tokens.in_penalty.any()
 
 def test_covariance_is_that_of_the_tokens_in_the_loss():
     """Sixteen tokens, and twice as much padding: a quarter of the tokens is left out."""
@@ -460,7 +460,7 @@ def test_the_tokens_of_highest_covariance_get_a_kl_penalty_instead():
     c = rlvr.Config(cov_share=0.4, cov_penalty=1.0)
     tokens = rlvr.other_methods(few_tokens(), c, step=3)
     assert torch.equal(tokens.in_loss, few_tokens().in_loss)
-    assert torch.equal(tokens.in_kl, HIGHEST_COVARIANCE)
+    assert torch.equal(tokens.in_penalty, HIGHEST_COVARIANCE)
 
 # --------------------------------------------------------------------------------------- the update
 
@@ -521,7 +521,7 @@ def test_the_gradient_does_not_depend_on_micro_batches_and_padding(policy, split
 def demo(folders):
     return loaded(folders / "demo")
 
-def update(policy, advantages, in_kl=None, optimizer=None, **knobs):
+def update(policy, advantages, in_penalty=None, optimizer=None, **knobs):
     """Update the policy on the four rows, two groups of two, with these advantages -> its weights
     after that."""
     usual = dict(group_size=2, prompts_per_step=2, updates_per_batch=1, reuse=1)
@@ -533,8 +533,8 @@ def update(policy, advantages, in_kl=None, optimizer=None, **knobs):
     )
     old_logp, _ = rlvr.score_all(policy, rollouts, c)
     tokens = tokens_of(old_logp, advantages, ANSWERED_MASK)
-    if in_kl is not None:
-        tokens.in_kl = in_kl & ANSWERED_MASK
+    if in_penalty is not None:
+        tokens.in_penalty = in_penalty & ANSWERED_MASK
     if optimizer is None:
         optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
     state = {"step": 0, "lambda": 1.0, "bonus": 0.0}
@@ -2835,12 +2835,6 @@ def test_a_sampler_that_is_not_the_trainer_stops_the_run(short, tmp_path, when_l
     message = message_of("--output_dir", tmp_path / "run", short)
     assert "sampler and trainer disagree" in message
 
-def test_a_sampler_that_is_not_the_model_stops_the_run_at_its_start(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(rlvr, "sample", hot_sample)
-    message = message_of("--output_dir", tmp_path / "run", short)
-    assert "off its own distribution" in message
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
 def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, when_loaded):
     when_loaded("score", other_score_with_gradient)
     message = message_of("--output_dir", tmp_path / "run", short)
@@ -2849,7 +2843,7 @@ def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, wh
 def test_a_sampler_that_is_not_the_model_stops_before_the_run(folders, monkeypatch):
     monkeypatch.setattr(rlvr, "sample", hot_sample)
     message = stop_of(loaded, folders / "qwen")
-    assert "what is sampled is off its own distribution" in message
+    assert "off its own distribution" in message
 
 def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
         short, tmp_path, monkeypatch):
@@ -3068,11 +3062,11 @@ def assert_trained_as_it_is(policy):
         assert torch.allclose(row[:len(slow_logp)], slow_logp, atol=1e-3)
 
 @pytest.fixture
-def few_tokens(monkeypatch):
+def of_160_tokens(monkeypatch):
     monkeypatch.setattr(tf.PreTrainedTokenizerFast, "__len__", Mock(return_value=160))
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_each_type_of_model_is_trained_as_it_is(model_type, few_tokens):
+def test_each_type_of_model_is_trained_as_it_is(model_type, of_160_tokens):
     assert_trained_as_it_is(tiny_policy(model_type))
 
 @pytest.mark.parametrize("model_type, more", [
@@ -3081,17 +3075,17 @@ def test_each_type_of_model_is_trained_as_it_is(model_type, few_tokens):
     pytest.param("cohere", dict(logit_scale=4.0), id="scaled up"),
     pytest.param("gemma2", dict(final_logit_softcapping=2.0), id="capped"),
 ])
-def test_scaled_and_capped_logits_are_the_models_own(model_type, more, few_tokens):
+def test_scaled_and_capped_logits_are_the_models_own(model_type, more, of_160_tokens):
     policy = tiny_policy(model_type, **more)
     assert_trained_as_it_is(policy)
     assert policy.scale != 1 or policy.cap
 
 @pytest.mark.parametrize("model_type", ["bart", "bloom"])
-def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, few_tokens):
+def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, of_160_tokens):
     with pytest.raises((ValueError, RuntimeError)):
         rlvr.check_policy(tiny_policy(model_type), rlvr.Config())
 
-def test_logits_that_the_model_changes_in_another_way_are_refused(few_tokens):
+def test_logits_that_the_model_changes_in_another_way_are_refused(of_160_tokens):
     policy = tiny_policy("llama")
     forward = policy.model.forward
 
@@ -3125,7 +3119,7 @@ def test_a_template_with_the_date_gives_the_same_prompt_on_every_day(folders):
     policy.tokenizer.chat_template += "Today is {{ strftime_now('%d %B %Y') }}."
     c = config(folders / "qwen")
     prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
-    assert "Today is 01 January 2025." in prompt
+    assert "Today is 01 Jan 2025." in prompt
 
 def test_the_verifier_sees_special_tokens_but_those_that_end_a_response(folders, monkeypatch):
     policy = loaded(folders / "qwen")
@@ -3152,7 +3146,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(short, tm
     rmtree = shutil.rmtree
 
     def stubborn(path, *args, **kwargs):
-        if Path(path).name == "checkpoint-000001":
+        if Path(path).name == "checkpoint-000001" and not kwargs:
             raise OSError("busy")
         rmtree(path, *args, **kwargs)
 
@@ -3194,12 +3188,12 @@ def test_a_template_argument_that_the_template_never_reads(folders, tmp_path):
 
 def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
     import datasets
-    rows = {"question": ["1+1?"] * 4, "answer": ["2"] * 4, "picture": [b"no picture"] * 4}
-    features = datasets.Features(
-        question=datasets.Value("string"), answer=datasets.Value("string"),
-        picture=datasets.Image())
-    rows["picture"] = [{"bytes": data, "path": None} for data in rows["picture"]]
-    table = datasets.Dataset.from_dict(rows, features=features)
+    picture = {"bytes": b"no picture", "path": ""}
+    row = {"question": "1+1?", "answer": "2", "picture": picture}
+    table = datasets.Dataset.from_list([row] * 4)
+    features = table.features.copy()
+    features["picture"] = datasets.Image()
+    table = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
     table.save_to_disk(tmp_path / "data")
     c = config(folders / "llama", "--dataset", tmp_path / "data")
     train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
