@@ -17,7 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlvr
@@ -663,14 +663,6 @@ def test_a_row_over_the_budget_goes_alone():
     batches = rlvr.micro_batches([0, 1], prompts, responses, budget=4)
     assert batches == [[0], [1]]
 
-def test_prompts_that_are_not_shared_count_for_each_response():
-    prompts = [tuple(range(50))] * 8
-    responses = [[0] * 5] * 8
-    shared = rlvr.micro_batches(range(8), prompts, responses, budget=110)
-    alone = rlvr.micro_batches(range(8), prompts, responses, budget=110, shared=False)
-    assert len(shared) == 1
-    assert len(alone) == 4
-
 # ---------------------------------------------------------------------- log-probability and entropy
 
 @pytest.fixture
@@ -730,10 +722,9 @@ def test_sharpening_equals_its_equation_token_by_token(head_and_states, temperat
 
 def test_log_probabilities_are_fp32_whatever_the_logits_are():
     logits = torch.zeros(3, 77, dtype=torch.bfloat16)
-    logp, entropy = rlvr.log_softmax_entropy(logits, 0.7)
+    logp = rlvr.log_probabilities(logits, 0.7)
     assert logp.dtype == torch.float32
-    assert entropy.dtype == torch.float32
-    assert entropy[0] == pytest.approx(math.log(77))
+    assert logp[0, 0] == pytest.approx(-math.log(77))
 
 def slow_score(model, prompts, responses, temperature):
     """Each row alone through the whole model, without padding, cache or chunks -> log-probabilities
@@ -750,19 +741,12 @@ def slow_score(model, prompts, responses, temperature):
         entropies.append(torch.distributions.Categorical(logits=dense).entropy())
     return logps, entropies
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_score_equals_one_row_at_a_time(any_policy, checkpointing):
-    """With gradient checkpointing too, which drops a cache: then these would be off by nats."""
+def test_score_equals_one_row_at_a_time(any_policy):
     policy = any_policy
-    if checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        policy.model.train()
     logp, entropy, _ = rlvr.score(policy, ASKED, ANSWERED, temperature=0.8)
     logp.sum().backward()
     gradient = gradient_of(policy)
 
-    policy.model.eval()
-    policy.model.gradient_checkpointing_disable()
     slow_logps, slow_entropies = slow_score(policy.model, ASKED, ANSWERED, 0.8)
     torch.cat(slow_logps).sum().backward()
     slow_gradient = gradient_of(policy)
@@ -783,9 +767,8 @@ PROMPTS = [
 def sampled(policy, prompts, u, temperature=1.0):
     """What sample() returns, with names."""
     c = rlvr.Config(temperature=temperature)
-    tokens, lengths, finished, logp, entropy = rlvr.sample(policy, prompts, u, c)
-    return SimpleNamespace(
-        tokens=tokens, lengths=lengths, finished=finished, logp=logp, entropy=entropy)
+    tokens, lengths, finished, logp = rlvr.sample(policy, prompts, u, c)
+    return SimpleNamespace(tokens=tokens, lengths=lengths, finished=finished, logp=logp)
 
 def assert_same_tokens(a, b, rows=slice(None)):
     """What was sampled in `a` are these rows of what was sampled in `b`."""
@@ -813,21 +796,17 @@ def drawn(p, u):
     return len(p) - 1  # by rounding the line is a little short
 
 def slow_sample(policy, prompt, u, temperature):
-    """One response: all is read again for each token -> its tokens, their log-probabilities, and
-    the entropies of what they were drawn from."""
+    """One response: all is read again for each token -> its tokens and their log-probabilities."""
     tokens = []
     logps = []
-    entropies = []
     for number in u.tolist():
         p = next_token(policy, [*prompt, *tokens], temperature)
         token = drawn(p, number)
-        entropy = torch.distributions.Categorical(p).entropy()
         tokens.append(token)
         logps.append(p[token].log().item())
-        entropies.append(entropy.item())
         if token in policy.stop_ids:
             break
-    return tokens, logps, entropies
+    return tokens, logps
 
 def test_sampler_equals_its_slow_twin(any_policy):
     """Responses of all lengths, with the stop token at their ends."""
@@ -837,12 +816,11 @@ def test_sampler_equals_its_slow_twin(any_policy):
     assert len(set(fast.lengths.tolist())) > 2
     for row in range(0, 48, 4):
         prompt = PROMPTS[row // 16]
-        tokens, logps, entropies = slow_sample(policy, prompt, u[row], temperature=0.9)
+        tokens, logps = slow_sample(policy, prompt, u[row], temperature=0.9)
         n = int(fast.lengths[row])
         assert fast.tokens[row, :n].tolist() == tokens
         assert bool(fast.finished[row]) == (tokens[-1] in policy.stop_ids)
         assert torch.allclose(fast.logp[row, :n], torch.tensor(logps), atol=1e-4)
-        assert torch.allclose(fast.entropy[row, :n], torch.tensor(entropies), atol=1e-4)
 
 def test_after_its_end_a_response_has_nothing(policy):
     policy = stopping_at_every(9, policy)
@@ -851,7 +829,6 @@ def test_after_its_end_a_response_has_nothing(policy):
     assert after.any()
     assert not out.tokens[after].any()
     assert not out.logp[after].any()
-    assert not out.entropy[after].any()
 
 def test_a_response_does_not_depend_on_its_batch(any_policy):
     policy = stopping_at_every(9, any_policy)
@@ -936,7 +913,6 @@ def test_graphs_decode_token_for_token(policy, monkeypatch):
         fast = sampled(by_graph, PROMPTS, u)
         assert_same_tokens(fast, slow)
         assert torch.allclose(fast.logp, slow.logp, atol=1e-4)
-        assert torch.allclose(fast.entropy, slow.entropy, atol=1e-4)
     assert sum(tape.replays for tape in tapes) > len(tapes) + 10
 
 @pytest.fixture
@@ -1033,7 +1009,6 @@ def test_trainer_and_sampler_agree_on_rollouts(rolled_out):
     with torch.no_grad():
         logp, entropy, _ = rlvr.score(policy, prompts, rollouts.responses, 0.9)
     assert torch.allclose(logp, rollouts.logp, atol=1e-4)
-    assert torch.allclose(entropy, rollouts.entropy, atol=1e-4)
 
     logp_by_micro_batches, entropy_by_micro_batches = rlvr.score_all(policy, rollouts, c)
     assert torch.allclose(logp_by_micro_batches, logp, atol=1e-4)
@@ -1186,10 +1161,10 @@ def evaluated(folders, monkeypatch):
             finished=[True] * (count - 1) + [False],
             texts=texts,
             logp=mask * -1.0,
-            entropy=mask * 0.5,
             mask=mask,
         )
         monkeypatch.setattr(rlvr, "rollout", Mock(return_value=rollouts))
+        monkeypatch.setattr(rlvr, "score_all", Mock(return_value=(None, mask * 0.5)))
         c = rlvr.Config(eval_samples=count // 2)
         return rlvr.evaluate(policy, [None, None], is_a_or_b, c)
     return evaluate
@@ -1200,8 +1175,6 @@ NONE_RIGHT = ["x", "x", "x", "x"]
 def test_evaluation_counts_what_is_right(evaluated):
     result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
     assert result["avg@4"] == 3 / 8
-    assert result["pass@1"] == 3 / 8
-    assert result["pass@2"] == 0.5
     assert result["pass@4"] == 0.5
     assert result["distinct"] == 1.0
 
@@ -1218,10 +1191,10 @@ def test_intervals_are_over_problems(evaluated):
     result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
     assert result["interval"]["pass@4"] == pytest.approx(1.96 * 0.5 / 2**0.5)
 
-def test_evaluation_has_a_pass_at_k_for_all_samples(evaluated):
-    result = evaluated(["a", "a", "b", "x", "x", "x"])
+def test_evaluation_has_a_pass_at_8_and_one_for_all_samples(evaluated):
+    result = evaluated(["a"] * 16 + ["x"] * 16)
     names = [name for name in result if "@" in name]
-    assert names == ["avg@3", "pass@1", "pass@2", "pass@3"]
+    assert names == ["avg@16", "pass@8", "pass@16"]
 
 # ------------------------------------------------------------------------------------------ rewards
 
@@ -1327,8 +1300,11 @@ def test_a_reward_that_wants_what_there_is_not_stops_at_once(own_file):
 
 # ------------------------------------------------------------------------------------ the countdown
 
+def some_countdown_rows():
+    return list(itertools.islice(rlvr.countdown_rows(), 300))
+
 def test_countdown_rows_are_distinct_whatever_the_order_of_their_numbers():
-    rows = list(rlvr.countdown_rows(300))
+    rows = some_countdown_rows()
     seen = set()
     for row in rows:
         numbers = sorted(row["answer"]["numbers"])
@@ -1336,10 +1312,7 @@ def test_countdown_rows_are_distinct_whatever_the_order_of_their_numbers():
     assert len(rows) == len(seen) == 300
 
 def test_countdown_rows_are_the_same_every_time():
-    assert list(rlvr.countdown_rows(300)) == list(rlvr.countdown_rows(300))
-
-def test_more_countdown_rows_than_there_are_stop_with_a_message():
-    assert "not 14001" in stop_of(next, rlvr.countdown_rows(14001))
+    assert some_countdown_rows() == some_countdown_rows()
 
 def test_random_calculations_are_right_by_the_verifier():
     rand = random.Random(1)
@@ -1599,7 +1572,7 @@ def chat_problem(folders, question, answer="1", **more_columns):
     return rlvr.make_problem(row, ("q", "a"), rlvr.load_policy(c), c)
 
 def test_countdown_question_for_a_chat_model(folders):
-    row = next(rlvr.countdown_rows(1))
+    row = next(rlvr.countdown_rows())
     problem = chat_problem(folders, row["question"], row["answer"])
     assert problem.kind == "countdown"
     assert problem.prompt.startswith(f"<|im_start|>user\n{row['question']}")
@@ -1686,6 +1659,18 @@ def test_a_model_may_name_several_tokens_that_end_a_response(folders, tmp_path):
     rlvr.save_policy(policy, tmp_path / "model")
     eos = policy.tokenizer.eos_token_id
     assert set(loaded(tmp_path / "model").stop_ids) == {3, 5, eos}
+
+def test_what_a_template_writes_gets_no_second_beginning(folders):
+    """The tokenizer begins a text with a special token; the template has begun it already."""
+    policy = loaded(folders / "qwen")
+    tokenizer = policy.tokenizer
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)])
+    assert tokenizer.encode("1?")[0] == start
+
+    problem = rlvr.make_problem(ROW, ("q", "a"), policy, config(folders / "qwen"))
+    assert problem.ids.count(start) == problem.prompt.count("<|im_start|>")
 
 def test_stop_tokens_by_name_and_by_number(folders):
     policy = loaded(folders / "qwen", "--stop_tokens ! 7")
@@ -2419,7 +2404,7 @@ def test_the_summary_evaluates_before_and_after(run):
     summary = json.loads((run.out / "summary.json").read_text())
     assert {"before", "after", "seconds", "steps", "command", "versions"} <= set(summary)
     for when in ("before", "after"):
-        assert {"avg@4", "pass@1", "pass@2", "pass@4", "ece"} <= set(summary[when])
+        assert {"avg@4", "pass@4", "ece"} <= set(summary[when])
 
 def test_config_and_policy_are_saved(run, folders):
     saved = json.loads((run.out / "config.json").read_text())
@@ -2757,13 +2742,12 @@ def test_kl_penalty_holds_the_policy(folders, short, tmp_path):
     assert 0 < moved_held < 0.5 * moved_free
 
 @pytest.mark.parametrize("name, flags", [
-    ("qwen", "--gradient_checkpointing"),
-    ("gpt2", "--gradient_checkpointing"),
+    ("gpt2", ""),
     ("llama", "--advantage mean --reuse 2"),
 ])
 def test_a_hugging_face_model_learns_short_responses(folders, tmp_path, name, flags):
     """On data and by a reward of the user's own. Before the first update of a batch the ratio is 1:
-    GPT-2's dropout is off, in training mode too."""
+    GPT-2's dropout is off."""
     rows = [dict(prompt=f"p{i}", answer=str(i)) for i in range(40)]
     data = write_lines(tmp_path / "data.jsonl", rows)
     log = go(
@@ -2873,7 +2857,7 @@ def test_scoring_that_is_random_while_training_stops_the_run(short, tmp_path, wh
 def test_a_sampler_that_is_not_the_model_stops_before_the_run(folders, monkeypatch):
     monkeypatch.setattr(rlvr, "sample", hot_sample)
     message = stop_of(loaded, folders / "qwen")
-    assert "what is sampled is off its own distribution" in message
+    assert "off its own distribution" in message
 
 def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
         short, tmp_path, monkeypatch):
@@ -2940,7 +2924,7 @@ def test_show_prints_the_rollouts_of_the_last_step(run, capsys):
     assert f"extracted {samples[0]['extracted']!r}" in text
 
 def test_show_names_the_steps_that_there_are(run):
-    assert "steps 0 to 3" in message_of("--show", run.out, "--step 9")
+    assert "its last step is 3" in message_of("--show", run.out, "--step 9")
 
 def test_show_passes_on_no_control_characters(run, tmp_path, capsys):
     samples = read_log(run.out, "samples.jsonl")
@@ -2957,8 +2941,8 @@ def test_show_leaves_out_a_line_that_is_being_written(run, tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------- report
 
-EVALUATED = ["avg@32", "pass@1", "pass@2", "pass@4", "pass@8", "pass@16", "pass@32", "entropy",
-             "distinct", "diversity", "ece", "overconfidence", "length", "truncated", "ungraded"]
+EVALUATED = ["avg@32", "pass@8", "pass@32", "entropy", "distinct", "diversity", "ece",
+             "overconfidence", "length", "truncated", "ungraded"]
 
 def fake_run(folder, flags, **after):
     """The files of a finished run: its held-out values are 0.5 but for these after training, its
@@ -3053,10 +3037,9 @@ def test_report_draws_a_picture(finished_runs, tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------- GPU
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("flags", ["", "--gradient_checkpointing"])
 @pytest.mark.parametrize("name", ["qwen", "gemma", "demo", "gpt2"])
-def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folders, name, flags):
-    policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200", flags)
+def test_cuda_graphs_decode_token_for_token_and_the_trainer_agrees_in_bf16(folders, name):
+    policy = loaded(folders / name, "--max_prompt_tokens 32 --max_new_tokens 200")
     policy = stopping_at_every(40, policy)
     by_graph = replace(policy, by_graph=True)
     one_by_one = replace(policy, by_graph=False)
