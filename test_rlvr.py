@@ -1298,6 +1298,19 @@ def test_a_reward_that_wants_what_there_is_not_stops_at_once(own_file):
     message = stop_of(rlvr.load_reward, f"{own_file}:too_much")
     assert_words(message, "too_much", "response, answer, prompt, row", "temperature")
 
+@pytest.mark.parametrize("answer, verdict", [
+    ("x = 2 + 3 = 5", 1.0),
+    ("x = 4 = 5", 0.0),
+])
+def test_a_chain_of_values_is_an_answer_if_they_are_equal(answer, verdict):
+    assert verify.math_reward(f"\\boxed{{{answer}}}", "5") == verdict
+
+def test_an_answer_that_never_closes_is_none():
+    assert verify.countdown_reward("<answer>7*3+5", [3, 5, 7], 26) == 0.0
+
+def test_steps_that_leave_a_number_out_are_no_solution():
+    assert verify.countdown_reward("7*3=21", [3, 5, 7], 21) == 0.0
+
 # ------------------------------------------------------------------------------------ the countdown
 
 def some_countdown_rows():
