@@ -17,7 +17,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 import transformers as tf
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlvr
@@ -1298,10 +1298,26 @@ def test_a_reward_that_wants_what_there_is_not_stops_at_once(own_file):
     message = stop_of(rlvr.load_reward, f"{own_file}:too_much")
     assert_words(message, "too_much", "response, answer, prompt, row", "temperature")
 
+@pytest.mark.parametrize("answer, verdict", [
+    ("x = 2 + 3 = 5", 1.0),
+    ("x = 4 = 5", 0.0),
+])
+def test_a_chain_of_values_is_an_answer_if_they_are_equal(answer, verdict):
+    assert verify.math_reward(f"\\boxed{{{answer}}}", "5") == verdict
+
+def test_an_answer_that_never_closes_is_none():
+    assert verify.countdown_reward("<answer>7*3+5", [3, 5, 7], 26) == 0.0
+
+def test_steps_that_leave_a_number_out_are_no_solution():
+    assert verify.countdown_reward("7*3=21", [3, 5, 7], 21) == 0.0
+
 # ------------------------------------------------------------------------------------ the countdown
 
+def some_countdown_rows():
+    return list(itertools.islice(rlvr.countdown_rows(), 300))
+
 def test_countdown_rows_are_distinct_whatever_the_order_of_their_numbers():
-    rows = list(itertools.islice(rlvr.countdown_rows(), 300))
+    rows = some_countdown_rows()
     seen = set()
     for row in rows:
         numbers = sorted(row["answer"]["numbers"])
@@ -1309,7 +1325,7 @@ def test_countdown_rows_are_distinct_whatever_the_order_of_their_numbers():
     assert len(rows) == len(seen) == 300
 
 def test_countdown_rows_are_the_same_every_time():
-    assert list(itertools.islice(rlvr.countdown_rows(), 300)) == list(itertools.islice(rlvr.countdown_rows(), 300))
+    assert some_countdown_rows() == some_countdown_rows()
 
 def test_random_calculations_are_right_by_the_verifier():
     rand = random.Random(1)
@@ -1656,6 +1672,18 @@ def test_a_model_may_name_several_tokens_that_end_a_response(folders, tmp_path):
     rlvr.save_policy(policy, tmp_path / "model")
     eos = policy.tokenizer.eos_token_id
     assert set(loaded(tmp_path / "model").stop_ids) == {3, 5, eos}
+
+def test_what_a_template_writes_gets_no_second_beginning(folders):
+    """The tokenizer begins a text with a special token; the template has begun it already."""
+    policy = loaded(folders / "qwen")
+    tokenizer = policy.tokenizer
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)])
+    assert tokenizer.encode("1?")[0] == start
+
+    problem = rlvr.make_problem(ROW, ("q", "a"), policy, config(folders / "qwen"))
+    assert problem.ids.count(start) == problem.prompt.count("<|im_start|>")
 
 def test_stop_tokens_by_name_and_by_number(folders):
     policy = loaded(folders / "qwen", "--stop_tokens ! 7")
@@ -2727,7 +2755,6 @@ def test_kl_penalty_holds_the_policy(folders, short, tmp_path):
     assert 0 < moved_held < 0.5 * moved_free
 
 @pytest.mark.parametrize("name, flags", [
-    ("qwen", ""),
     ("gpt2", ""),
     ("llama", "--advantage mean --reuse 2"),
 ])
@@ -2927,8 +2954,8 @@ def test_show_leaves_out_a_line_that_is_being_written(run, tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------- report
 
-EVALUATED = ["avg@32", "pass@8", "pass@32", "entropy",
-             "distinct", "diversity", "ece", "overconfidence", "length", "truncated", "ungraded"]
+EVALUATED = ["avg@32", "pass@8", "pass@32", "entropy", "distinct", "diversity", "ece",
+             "overconfidence", "length", "truncated", "ungraded"]
 
 def fake_run(folder, flags, **after):
     """The files of a finished run: its held-out values are 0.5 but for these after training, its
