@@ -1890,7 +1890,7 @@ def test_mostly_rows_without_an_answer(folders, tmp_path):
         rows.append({"question": f"{i}?", "answer": "" if i % 3 else "1"})
     file = write_lines(tmp_path / "few.jsonl", rows)
     message = refusal(folders / "qwen", tmp_path, "--dataset", file)
-    assert "most rows cannot be used: 20 with no answer" in message
+    assert "too few usable prompts in split train: 20 with no answer" in message
 
 def test_only_prompts_that_are_too_long(folders, tmp_path, good_data):
     message = refusal(folders / "qwen", tmp_path, "--max_prompt_tokens 2 --dataset", good_data)
@@ -2344,7 +2344,7 @@ def logged():
     finished = [True, True, True, True, False, True]
     rollouts = SimpleNamespace(mask=mask, finished=finished)
     tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0, 0, 0, 0], mask)
-    tokens.entropy = 0.5 * mask
+    tokens.old_entropy = 0.5 * mask
     sums = dict(
         loss=0.8, grad_norm=3.0, ratio_gap=0.0, tokens=36, dH_pos=0.1, dH_neg=-0.2,
         tokens_pos=8, tokens_neg=4, clip_pos=2, clip_neg=3)
@@ -2829,7 +2829,7 @@ def test_empty_responses_to_a_prompt_that_fills_the_context(long_prompt, tmp_pat
 
 def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
     message = message_of(long_prompt, "--max_prompt_tokens 250 --output_dir", tmp_path / "run")
-    assert "no usable prompt" in message
+    assert "too few usable prompts" in message
 
 # ----------------------------------------------------------------------------- runs that went wrong
 
