@@ -63,7 +63,6 @@ FAMILIES = {  # small models with random weights: class, what its config needs b
     "mixtral": (tf.MixtralForCausalLM, dict(num_local_experts=3)),
     # These scale or cap the logits that their head makes.
     "granite": (tf.GraniteForCausalLM, dict(logits_scaling=4.0)),
-    "cohere": (tf.CohereForCausalLM, dict(logit_scale=0.25, eos_token_id=0)),
     "gemma2": (tf.Gemma2ForCausalLM, SLIDING | dict(final_logit_softcapping=3.0)),
 }
 
@@ -383,7 +382,8 @@ def few_tokens():
     ])
     mask = mask_of([2, 2, 1])
     tokens = tokens_of(old_logp, [2.0, -1.0, 0.0], mask)
-    return replace(tokens, old_entropy=entropy)
+    tokens.old_entropy = entropy
+    return tokens
 
 # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
 HIGHEST_COVARIANCE = torch.tensor([
@@ -989,19 +989,17 @@ def test_the_mask_of_rollouts_is_that_of_their_responses(rolled_out):
         assert finished == (response[-1] in policy.stop_ids)
         assert finished or len(response) == 12
 
-def test_texts_have_special_tokens_but_those_that_end_them(folders):
-    """A verifier may look for such as <think>."""
+def test_the_verifier_sees_special_tokens_but_those_that_end_a_response(folders, monkeypatch):
     policy = loaded(folders / "qwen")
-    start = policy.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    problem = rlvr.Problem("", PROMPTS[0], None, "math")
-    c = rlvr.Config(max_new_tokens=8)
-    rollouts = rlvr.rollout(policy, [problem], 400, c, 0, "test")
-    found = 0
-    for response, text in zip(rollouts.responses, rollouts.texts):
-        assert text.count("<|im_start|>") == response.count(start)
-        assert "<|im_end|>" not in text
-        found += response.count(start)
-    assert found > 0
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>"]})
+    ids = policy.tokenizer.encode("<answer>42<pad><|im_end|>")
+    tokens = torch.tensor([ids])
+    lengths = torch.tensor([len(ids)])
+    out = (tokens, lengths, torch.tensor([True]), torch.zeros(1, 9))
+    monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
+    problem = rlvr.Problem("", (5, 6), "42", "math")
+    rollouts = rlvr.rollout(policy, [problem], 1, rlvr.Config(), "test")
+    assert rollouts.texts == ["<answer>42"]
 
 def test_trainer_and_sampler_agree_on_rollouts(rolled_out):
     rollouts, policy, c = rolled_out(0, "test")
@@ -1474,6 +1472,18 @@ def test_held_out_prompts_from_a_file_of_their_own(folders, tmp_path):
     assert len(train) == 6
     assert sorted(questions_of(held_out)) == ["What is 40 + 6?", "What is 40 + 7?"]
 
+def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
+    import datasets
+    text = datasets.Value("string")
+    features = datasets.Features(question=text, answer=text, picture=datasets.Image())
+    picture = {"bytes": b"no picture", "path": None}
+    rows = {"question": ["1+1?"] * 4, "answer": ["2"] * 4, "picture": [picture] * 4}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    table.save_to_disk(tmp_path / "data")
+    c = config(folders / "llama", "--dataset", tmp_path / "data")
+    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
+    assert train[0].row["picture"]["bytes"] == b"no picture"
+
 @pytest.mark.parametrize("flags, subset", [
     ("", "main"),
     ("--subset socratic", "socratic"),
@@ -1651,21 +1661,6 @@ def test_a_template_that_refuses_stops_with_its_message(folders):
     c = config(folders / "qwen")
     assert "no system role" in stop_of(rlvr.make_problem, ROW, ("q", "a"), policy, c)
 
-@pytest.mark.xfail(strict=True, reason="transformers makes a text of the function strftime_now")
-def test_the_date_that_a_template_writes_is_always_the_same(folders):
-    """Else a run that goes on tomorrow would have other prompts."""
-    policy = loaded(folders / "qwen")
-    policy.tokenizer.chat_template += "{{ strftime_now('%d.%m.%Y') }}"
-    problem = rlvr.make_problem(ROW, ("q", "a"), policy, config(folders / "qwen"))
-    assert problem.prompt.endswith("01.01.2025")
-
-def test_a_tokenizer_splits_as_its_own_file_says(folders):
-    """And not as transformers would have it for this type of model."""
-    with pytest.warns(UserWarning, match="its tokenizer.json is used"):
-        tokenizer = loaded(folders / "qwen").tokenizer
-    text = "In 2024, 3 cars"
-    assert tokenizer.tokenize(text) == bpe_tokenizer(False).tokenize(text)
-
 def test_a_model_may_name_several_tokens_that_end_a_response(folders, tmp_path):
     policy = loaded(folders / "llama")
     policy.model.generation_config.eos_token_id = [3, 5]
@@ -1690,6 +1685,29 @@ def test_stop_tokens_by_name_and_by_number(folders):
     exclamation = policy.tokenizer.convert_tokens_to_ids("!")
     eos = policy.tokenizer.eos_token_id
     assert {7, exclamation, eos} <= set(policy.stop_ids)
+
+def test_a_template_with_the_date_gives_the_same_prompt_on_every_day(folders):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template += "Today is {{ strftime_now('%d %B %Y') }}."
+    c = config(folders / "qwen")
+    prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
+    assert "Today is 01 Jan 2025." in prompt
+
+def test_the_folders_own_tokenizer_is_used_and_saved(folders, tmp_path):
+    """It splits digits in threes; for this type of model transformers has another one."""
+    policy = loaded(folders / "qwen")
+    core = policy.tokenizer.backend_tokenizer
+    digits = pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
+    shutil.copytree(folders / "qwen", tmp_path / "threes")
+    core.save(str(tmp_path / "threes" / "tokenizer.json"))
+
+    text = "1234567 + 89"
+    own = Tokenizer.from_file(str(tmp_path / "threes" / "tokenizer.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = rlvr.load_tokenizer(tmp_path / "threes")
+    assert tokenizer.encode(text) == own.encode(text).ids
 
 def test_system_prompt_and_arguments_of_the_template(folders):
     policy = loaded(folders / "qwen")
@@ -1779,6 +1797,11 @@ def test_a_model_without_eos_token(folders, tmp_path):
     rlvr.save_policy(policy, tmp_path / "model")
     assert "no eos token" in refusal(tmp_path / "model", tmp_path)
 
+@linux
+def test_a_loaded_model_does_not_keep_its_file_open(folders):
+    loaded(folders / "llama")
+    assert str(folders / "llama") not in Path("/proc/self/maps").read_text()
+
 def test_a_tokenizer_larger_than_its_embedding(folders, tmp_path):
     policy = loaded(folders / "llama")
     policy.tokenizer.add_tokens([f"<extra{i}>" for i in range(50)])
@@ -1818,22 +1841,15 @@ def test_a_model_without_attention(tmp_path):
     rlvr.save_policy(policy, tmp_path / "model")
     assert "not all layers are attention" in refusal(tmp_path / "model", tmp_path)
 
-class OddHead(tf.LlamaForCausalLM):
-    """Does to its logits what no model does."""
-    def forward(self, *args, **kwargs):
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits.sin()
-        return output
-
-def test_logits_that_are_not_those_of_the_head(folders, monkeypatch):
-    monkeypatch.setattr(tf.LlamaForCausalLM, "forward", OddHead.forward)
-    assert "a family that does not work here" in stop_of(loaded, folders / "llama")
-
-def test_arguments_that_no_chat_template_reads(folders, tmp_path):
-    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"think":true}')
-    assert "reads no think" in message
-    message = refusal(folders / "qwen", tmp_path, "--chat_template_kwargs think")
+@pytest.mark.parametrize("value", ["{oops", "[1]", "3"])
+def test_template_arguments_that_are_no_json_object(value):
+    message = stop_of(rlvr.parse_config, ["--chat_template_kwargs", value])
     assert "no JSON object" in message
+
+def test_a_template_argument_that_the_template_never_reads(folders, tmp_path):
+    argument = '{"enable_thinking":false}'
+    message = refusal(folders / "qwen", tmp_path, "--chat_template_kwargs", argument)
+    assert_words(message, "chat template", "enable_thinking")
 
 def test_an_adapter_is_no_model(tmp_path):
     (tmp_path / "model").mkdir()
@@ -2456,6 +2472,16 @@ def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
     assert_words(message, "stopped after step 1", f"--resume {out}")
     assert steps_of(out) == [0, 1]
 
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
+def test_signals_of_batch_systems_stop_after_the_step(short, tmp_path, monkeypatch, name):
+    def stop_at_1(c, record, start):
+        if record["step"] == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    monkeypatch.setattr(rlvr, "warn_if_useless", stop_at_1)
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert "stopped after step 1" in message
+
 @linux
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_second_signal_stops_at_once(name):
@@ -2496,6 +2522,19 @@ def test_a_longer_run_deletes_only_its_own_old_checkpoints(stopped):
     left = {path.name for path in out.glob("checkpoint-*")}
     assert left == {"checkpoint-best", "checkpoint-000002-keep", "checkpoint-000005"}
     assert steps_of(out) == [0, 1, 2, 3, 4]
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(short, tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def stubborn(path, *args, **kwargs):
+        if Path(path).name == "checkpoint-000001":
+            raise OSError("busy")
+        rmtree(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", stubborn)
+    with pytest.warns(UserWarning, match="busy"):
+        log = go(tmp_path / "run", short, "--save_every 1")
+    assert len(log) == 4
 
 def test_interrupted_before_the_first_step_the_same_command_begins_again(
         run, short, tmp_path, monkeypatch):
@@ -2797,6 +2836,25 @@ def test_every_step_and_every_seed_draws_other_responses(still, tmp_path):
     assert first != second
     assert first != other
 
+def test_a_run_in_a_thread(short, tmp_path):
+    thread = threading.Thread(target=go, args=(tmp_path / "run", short))
+    thread.start()
+    thread.join()
+    assert len(read_log(tmp_path / "run")) == 4
+
+@pytest.mark.parametrize("quota, expected", [
+    ("150000 100000", 2),
+    ("max 100000", 16),
+    ("9900000 100000", 16),
+])
+def test_threads_keep_to_the_quota_of_a_container(monkeypatch, quota, expected):
+    chosen = Mock()
+    monkeypatch.setattr(Path, "read_text", Mock(return_value=quota))
+    monkeypatch.setattr(torch, "get_num_threads", Mock(return_value=16))
+    monkeypatch.setattr(torch, "set_num_threads", chosen)
+    rlvr.set_threads(rlvr.Config(model="some/model"))
+    chosen.assert_called_once_with(expected)
+
 def test_few_prompts_come_back_within_a_step_with_other_responses(folders, tmp_path):
     out = tmp_path / "run"
     go(out, f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd --num_prompts 3",
@@ -2889,6 +2947,12 @@ def test_a_loss_that_is_nan_stops_the_run_before_it_spoils_the_weights(
     assert torch.isfinite(weights(out / "last_good")).all()
     assert len(read_log(out)) == 1
 
+def test_out_of_memory_is_one_line_that_says_what_helps(short, tmp_path, monkeypatch):
+    monkeypatch.setattr(rlvr, "score", Mock(side_effect=torch.OutOfMemoryError("CUDA")))
+    monkeypatch.setattr(rlvr, "check_policy", Mock())
+    message = message_of("--output_dir", tmp_path / "run", short)
+    assert_words(message, "out of memory", "--micro_batch_tokens", "--sample_rows")
+
 def test_entropy_is_compared_with_that_of_the_first_batch(short, tmp_path, monkeypatch):
     starts = []
 
@@ -2938,6 +3002,12 @@ def test_show_prints_the_rollouts_of_the_last_step(run, capsys):
 
 def test_show_names_the_steps_that_there_are(run):
     assert "its last step is 3" in message_of("--show", run.out, "--step 9")
+
+def test_show_where_the_terminal_has_no_utf8(run):
+    argv = [sys.executable, HERE / "rlvr.py", "--show", run.out]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=100)
+    assert shown.returncode == 0, shown.stderr
 
 def test_show_passes_on_no_control_characters(run, tmp_path, capsys):
     samples = read_log(run.out, "samples.jsonl")
@@ -3047,12 +3117,12 @@ def test_report_draws_a_picture(finished_runs, tmp_path, capsys):
     reported(finished_runs, capsys)
     assert (tmp_path / "report.png").stat().st_size > 10000
 
-# --------------------------------------------------------- what is trained is the user's own model
+# ---------------------------------------------------------------------------------- types of models
 
 # Small sizes by all the names that configurations have for them.
 TINY = dict(
-    vocab_size=160, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.3,
+    vocab_size=160, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.3,
     n_embd=32, n_layer=2, n_head=4, n_positions=256, n_ctx=256, rotary_dim=8, ffn_dim=64,
     d_model=32, num_layers=2, num_heads=4, n_layers=2, n_heads=4, max_seq_len=256,
     decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, word_embed_proj_dim=32,
@@ -3089,11 +3159,11 @@ def assert_trained_as_it_is(policy):
         assert torch.allclose(row[:len(slow_logp)], slow_logp, atol=1e-3)
 
 @pytest.fixture
-def of_160_tokens(monkeypatch):
+def small_vocabulary(monkeypatch):
     monkeypatch.setattr(tf.PreTrainedTokenizerFast, "__len__", Mock(return_value=160))
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_each_type_of_model_is_trained_as_it_is(model_type, of_160_tokens):
+def test_each_type_of_model_is_trained_as_it_is(model_type, small_vocabulary):
     assert_trained_as_it_is(tiny_policy(model_type))
 
 @pytest.mark.parametrize("model_type, more", [
@@ -3102,17 +3172,17 @@ def test_each_type_of_model_is_trained_as_it_is(model_type, of_160_tokens):
     pytest.param("cohere", dict(logit_scale=4.0), id="scaled up"),
     pytest.param("gemma2", dict(final_logit_softcapping=2.0), id="capped"),
 ])
-def test_scaled_and_capped_logits_are_the_models_own(model_type, more, of_160_tokens):
+def test_scaled_and_capped_logits_are_the_models_own(model_type, more, small_vocabulary):
     policy = tiny_policy(model_type, **more)
     assert_trained_as_it_is(policy)
     assert policy.scale != 1 or policy.cap
 
 @pytest.mark.parametrize("model_type", ["bart", "bloom"])
-def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, of_160_tokens):
+def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, small_vocabulary):
     with pytest.raises((ValueError, RuntimeError)):
         rlvr.check_policy(tiny_policy(model_type), rlvr.Config())
 
-def test_logits_that_the_model_changes_in_another_way_are_refused(of_160_tokens):
+def test_logits_that_the_model_changes_in_another_way_are_refused(small_vocabulary):
     policy = tiny_policy("llama")
     forward = policy.model.forward
 
@@ -3124,122 +3194,6 @@ def test_logits_that_the_model_changes_in_another_way_are_refused(of_160_tokens)
     policy.model.forward = bent
     with pytest.raises(ValueError, match="its logits are not"):
         rlvr.check_policy(policy, rlvr.Config())
-
-def test_the_folders_own_tokenizer_is_used_and_saved(folders, tmp_path):
-    """One that splits digits in threes, in a folder of a type for which transformers has its own."""
-    policy = loaded(folders / "qwen")
-    core = policy.tokenizer.backend_tokenizer
-    digits = pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence([digits, core.pre_tokenizer])
-    shutil.copytree(folders / "qwen", tmp_path / "threes")
-    core.save(str(tmp_path / "threes" / "tokenizer.json"))
-
-    text = "1234567 + 89"
-    expected = Tokenizer.from_file(str(tmp_path / "threes" / "tokenizer.json")).encode(text).ids
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokenizer = rlvr.load_tokenizer(tmp_path / "threes")
-    assert tokenizer.encode(text) == expected
-
-def test_a_template_with_the_date_gives_the_same_prompt_on_every_day(folders):
-    policy = loaded(folders / "qwen")
-    policy.tokenizer.chat_template += "Today is {{ strftime_now('%d %B %Y') }}."
-    c = config(folders / "qwen")
-    prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
-    assert "Today is 01 Jan 2025." in prompt
-
-def test_the_verifier_sees_special_tokens_but_those_that_end_a_response(folders, monkeypatch):
-    policy = loaded(folders / "qwen")
-    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>"]})
-    ids = policy.tokenizer.encode("<answer>42<pad><|im_end|>")
-    out = (torch.tensor([ids]), torch.tensor([len(ids)]), torch.tensor([True]), torch.zeros(1, 9))
-    monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
-    problem = rlvr.Problem("", (5, 6), "42", "math")
-    rollouts = rlvr.rollout(policy, [problem], 1, rlvr.Config(), "test")
-    assert rollouts.texts == ["<answer>42"]
-
-def test_weights_that_are_no_numbers_are_refused(folders, tmp_path):
-    policy = loaded(folders / "llama")
-    policy.model.lm_head.weight.data[3, 4] = math.nan
-    rlvr.save_policy(policy, tmp_path / "model")
-    assert "not finite numbers" in refusal(tmp_path / "model", tmp_path)
-
-@linux
-def test_a_loaded_model_does_not_keep_its_file_open(folders):
-    loaded(folders / "llama")
-    assert str(folders / "llama") not in Path("/proc/self/maps").read_text()
-
-def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(short, tmp_path, monkeypatch):
-    rmtree = shutil.rmtree
-
-    def stubborn(path, *args, **kwargs):
-        if Path(path).name == "checkpoint-000001" and not kwargs:
-            raise OSError("busy")
-        rmtree(path, *args, **kwargs)
-
-    monkeypatch.setattr(shutil, "rmtree", stubborn)
-    with pytest.warns(UserWarning, match="busy"):
-        log = go(tmp_path / "run", short, "--save_every 1")
-    assert len(log) == 4
-
-def test_out_of_memory_is_one_line_that_says_what_helps(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(rlvr, "score", Mock(side_effect=torch.OutOfMemoryError("CUDA")))
-    monkeypatch.setattr(rlvr, "check_policy", Mock())
-    message = message_of("--output_dir", tmp_path / "run", short)
-    assert_words(message, "out of memory", "--micro_batch_tokens", "--sample_rows")
-
-def test_a_run_in_a_thread(short, tmp_path):
-    thread = threading.Thread(target=go, args=(tmp_path / "run", short))
-    thread.start()
-    thread.join()
-    assert len(read_log(tmp_path / "run")) == 4
-
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1"])
-def test_signals_of_batch_systems_stop_after_the_step(short, tmp_path, monkeypatch, name):
-    def stop_at_1(c, record, start):
-        if record["step"] == 1:
-            os.kill(os.getpid(), getattr(signal, name))
-
-    monkeypatch.setattr(rlvr, "warn_if_useless", stop_at_1)
-    message = message_of("--output_dir", tmp_path / "run", short)
-    assert "stopped after step 1" in message
-
-@pytest.mark.parametrize("value", ["{oops", "[1]", "3"])
-def test_template_arguments_that_are_no_json_object(value):
-    message = stop_of(rlvr.parse_config, ["--chat_template_kwargs", value])
-    assert "no JSON object" in message
-
-def test_a_template_argument_that_the_template_never_reads(folders, tmp_path):
-    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"enable_thinking":false}')
-    assert_words(message, "chat template", "enable_thinking")
-
-def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
-    import datasets
-    picture = {"bytes": b"no picture", "path": ""}
-    row = {"question": "1+1?", "answer": "2", "picture": picture}
-    table = datasets.Dataset.from_list([row] * 4)
-    features = table.features.copy()
-    features["picture"] = datasets.Image()
-    table = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
-    table.save_to_disk(tmp_path / "data")
-    c = config(folders / "llama", "--dataset", tmp_path / "data")
-    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
-    assert train[0].row["picture"]["bytes"] == b"no picture"
-
-def test_show_where_the_terminal_has_no_utf8(run):
-    argv = [sys.executable, HERE / "rlvr.py", "--show", run.out]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    shown = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=100)
-    assert shown.returncode == 0, shown.stderr
-
-@pytest.mark.parametrize("quota, expected", [("150000 100000", 2), ("max 100000", 16), ("9900000 100000", 16)])
-def test_threads_keep_to_the_quota_of_a_container(monkeypatch, quota, expected):
-    chosen = Mock()
-    monkeypatch.setattr(Path, "read_text", Mock(return_value=quota))
-    monkeypatch.setattr(torch, "get_num_threads", Mock(return_value=16))
-    monkeypatch.setattr(torch, "set_num_threads", chosen)
-    rlvr.set_threads(rlvr.Config(model="some/model"))
-    chosen.assert_called_once_with(expected)
 
 # ---------------------------------------------------------------------------------------------- GPU
 
