@@ -1906,7 +1906,7 @@ def test_mostly_rows_without_an_answer(folders, tmp_path):
         rows.append({"question": f"{i}?", "answer": "" if i % 3 else "1"})
     file = write_lines(tmp_path / "few.jsonl", rows)
     message = refusal(folders / "qwen", tmp_path, "--dataset", file)
-    assert "most rows cannot be used: 20 with no answer" in message
+    assert "too few usable prompts in split train: 20 with no answer" in message
 
 def test_only_prompts_that_are_too_long(folders, tmp_path, good_data):
     message = refusal(folders / "qwen", tmp_path, "--max_prompt_tokens 2 --dataset", good_data)
@@ -2887,7 +2887,7 @@ def test_empty_responses_to_a_prompt_that_fills_the_context(long_prompt, tmp_pat
 
 def test_a_prompt_one_token_too_long_is_no_prompt(long_prompt, tmp_path):
     message = message_of(long_prompt, "--max_prompt_tokens 250 --output_dir", tmp_path / "run")
-    assert "no usable prompt" in message
+    assert "too few usable prompts" in message
 
 # ----------------------------------------------------------------------------- runs that went wrong
 
