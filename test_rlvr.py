@@ -2454,17 +2454,27 @@ def test_a_run_prints_its_results_and_nothing_alarming(run):
 
 # -------------------------------------------------------------------------------- stop and continue
 
-@pytest.fixture
-def stopped(short, tmp_path, monkeypatch):
-    """The folder of a short run that a signal has stopped after its step 1 -> folder, message."""
+@pytest.fixture(scope="session")
+def stopped_once(short, tmp_path_factory):
+    """A short run that a signal has stopped after its step 1 -> its folder, a copy, the message."""
     def signal_in_step_1(c, record, start):
         if record["step"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
+    root = tmp_path_factory.mktemp("stopped")
+    out = root / "run"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rlvr, "warn_if_useless", signal_in_step_1)
         message = message_of("--output_dir", out, short)
+    shutil.copytree(out, root / "copy")
+    return out, root / "copy", message
+
+@pytest.fixture
+def stopped(stopped_once):
+    """The folder of that run, as it was then, and the message."""
+    out, copy_of_it, message = stopped_once
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(copy_of_it, out)
     return out, message
 
 def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
