@@ -382,8 +382,7 @@ def few_tokens():
     ])
     mask = mask_of([2, 2, 1])
     tokens = tokens_of(old_logp, [2.0, -1.0, 0.0], mask)
-    tokens.old_entropy = entropy
-    return tokens
+    return replace(tokens, old_entropy=entropy)
 
 # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
 HIGHEST_COVARIANCE = torch.tensor([
@@ -1474,11 +1473,12 @@ def test_held_out_prompts_from_a_file_of_their_own(folders, tmp_path):
 
 def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
     import datasets
-    text = datasets.Value("string")
-    features = datasets.Features(question=text, answer=text, picture=datasets.Image())
-    picture = {"bytes": b"no picture", "path": None}
-    rows = {"question": ["1+1?"] * 4, "answer": ["2"] * 4, "picture": [picture] * 4}
-    table = datasets.Dataset.from_dict(rows, features=features)
+    picture = {"bytes": b"no picture", "path": ""}
+    row = {"question": "1+1?", "answer": "2", "picture": picture}
+    table = datasets.Dataset.from_list([row] * 4)
+    features = table.features.copy()
+    features["picture"] = datasets.Image()
+    table = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
     table.save_to_disk(tmp_path / "data")
     c = config(folders / "llama", "--dataset", tmp_path / "data")
     train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
@@ -2454,17 +2454,27 @@ def test_a_run_prints_its_results_and_nothing_alarming(run):
 
 # -------------------------------------------------------------------------------- stop and continue
 
-@pytest.fixture
-def stopped(short, tmp_path, monkeypatch):
-    """The folder of a short run that a signal has stopped after its step 1 -> folder, message."""
+@pytest.fixture(scope="session")
+def stopped_once(short, tmp_path_factory):
+    """A short run that a signal has stopped after its step 1 -> its folder, a copy, the message."""
     def signal_in_step_1(c, record, start):
         if record["step"] == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
+    root = tmp_path_factory.mktemp("stopped")
+    out = root / "run"
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rlvr, "warn_if_useless", signal_in_step_1)
         message = message_of("--output_dir", out, short)
+    shutil.copytree(out, root / "copy")
+    return out, root / "copy", message
+
+@pytest.fixture
+def stopped(stopped_once):
+    """The folder of that run, as it was then, and the message."""
+    out, copy_of_it, message = stopped_once
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(copy_of_it, out)
     return out, message
 
 def test_a_signal_stops_after_the_step_and_says_how_to_continue(stopped):
@@ -2499,7 +2509,6 @@ def test_a_resumed_run_is_the_one_that_nobody_stopped(stopped, run):
     rlvr.main(["--resume", str(out)])
     assert_same_run(out, run.out)
 
-@pytest.mark.xfail(strict=True, reason="refused: 'a run with another --output_dir'")
 def test_a_run_that_was_moved_goes_on(stopped, run, tmp_path):
     """And one whose folder is named in another way."""
     out, _ = stopped
@@ -2527,7 +2536,7 @@ def test_an_old_checkpoint_that_cannot_be_removed_ends_no_run(short, tmp_path, m
     rmtree = shutil.rmtree
 
     def stubborn(path, *args, **kwargs):
-        if Path(path).name == "checkpoint-000001":
+        if Path(path).name == "checkpoint-000001" and not kwargs:
             raise OSError("busy")
         rmtree(path, *args, **kwargs)
 
@@ -2744,7 +2753,6 @@ def test_a_damaged_run_ends_in_one_line(stopped, tmp_path):
         shutil.rmtree(out)
     assert 5 < refused < 20
 
-@pytest.mark.xfail(strict=True, reason="json.JSONDecodeError", raises=json.JSONDecodeError)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
 def test_a_damaged_log_is_named(stopped, name):
     out, _ = stopped
@@ -3159,11 +3167,11 @@ def assert_trained_as_it_is(policy):
         assert torch.allclose(row[:len(slow_logp)], slow_logp, atol=1e-3)
 
 @pytest.fixture
-def small_vocabulary(monkeypatch):
+def of_160_tokens(monkeypatch):
     monkeypatch.setattr(tf.PreTrainedTokenizerFast, "__len__", Mock(return_value=160))
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_each_type_of_model_is_trained_as_it_is(model_type, small_vocabulary):
+def test_each_type_of_model_is_trained_as_it_is(model_type, of_160_tokens):
     assert_trained_as_it_is(tiny_policy(model_type))
 
 @pytest.mark.parametrize("model_type, more", [
@@ -3172,17 +3180,17 @@ def test_each_type_of_model_is_trained_as_it_is(model_type, small_vocabulary):
     pytest.param("cohere", dict(logit_scale=4.0), id="scaled up"),
     pytest.param("gemma2", dict(final_logit_softcapping=2.0), id="capped"),
 ])
-def test_scaled_and_capped_logits_are_the_models_own(model_type, more, small_vocabulary):
+def test_scaled_and_capped_logits_are_the_models_own(model_type, more, of_160_tokens):
     policy = tiny_policy(model_type, **more)
     assert_trained_as_it_is(policy)
     assert policy.scale != 1 or policy.cap
 
 @pytest.mark.parametrize("model_type", ["bart", "bloom"])
-def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, small_vocabulary):
+def test_a_type_whose_cache_changes_the_numbers_is_refused(model_type, of_160_tokens):
     with pytest.raises((ValueError, RuntimeError)):
         rlvr.check_policy(tiny_policy(model_type), rlvr.Config())
 
-def test_logits_that_the_model_changes_in_another_way_are_refused(small_vocabulary):
+def test_logits_that_the_model_changes_in_another_way_are_refused(of_160_tokens):
     policy = tiny_policy("llama")
     forward = policy.model.forward
 
