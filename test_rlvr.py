@@ -382,7 +382,8 @@ def few_tokens():
     ])
     mask = mask_of([2, 2, 1])
     tokens = tokens_of(old_logp, [2.0, -1.0, 0.0], mask)
-    return replace(tokens, old_entropy=entropy)
+    tokens.old_entropy = entropy
+    return tokens
 
 # Covariance is highest for a likely token of a good response and for a rare one of a bad response.
 HIGHEST_COVARIANCE = torch.tensor([
@@ -991,7 +992,7 @@ def test_the_mask_of_rollouts_is_that_of_their_responses(rolled_out):
 def test_the_verifier_sees_special_tokens_but_those_that_end_a_response(folders, monkeypatch):
     policy = loaded(folders / "qwen")
     policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<answer>"]})
-    ids = policy.tokenizer.encode("<answer>42<pad><|im_end|>")
+    ids = policy.tokenizer.encode("<answer>42<|im_end|>")
     tokens = torch.tensor([ids])
     lengths = torch.tensor([len(ids)])
     out = (tokens, lengths, torch.tensor([True]), torch.zeros(1, 9))
@@ -1161,7 +1162,7 @@ def evaluated(folders, monkeypatch):
             mask=mask,
         )
         monkeypatch.setattr(rlvr, "rollout", Mock(return_value=rollouts))
-        monkeypatch.setattr(rlvr, "score_all", Mock(return_value=(None, mask * 0.5)))
+        monkeypatch.setattr(rlvr, "score_all", Mock(return_value=(mask * -1.0, mask * 0.5)))
         c = rlvr.Config(eval_samples=count // 2)
         return rlvr.evaluate(policy, [None, None], is_a_or_b, c)
     return evaluate
@@ -1182,11 +1183,6 @@ def test_evaluation_measures_all_responses(evaluated):
     assert result["truncated"] == 1 / 8
     assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)  # 1-grams, 2-grams
     assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
-
-def test_intervals_are_over_problems(evaluated):
-    """One problem of two is solved: the standard deviation is 0.5."""
-    result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
-    assert result["interval"]["pass@4"] == pytest.approx(1.96 * 0.5 / 2**0.5)
 
 def test_evaluation_has_a_pass_at_8_and_one_for_all_samples(evaluated):
     result = evaluated(["a"] * 16 + ["x"] * 16)
@@ -1691,7 +1687,7 @@ def test_a_template_with_the_date_gives_the_same_prompt_on_every_day(folders):
     policy.tokenizer.chat_template += "Today is {{ strftime_now('%d %B %Y') }}."
     c = config(folders / "qwen")
     prompt = rlvr.make_problem(ROW, ("q", "a"), policy, c).prompt
-    assert "Today is 01 Jan 2025." in prompt
+    assert "Today is 01 January 2025." in prompt
 
 def test_the_folders_own_tokenizer_is_used_and_saved(folders, tmp_path):
     """It splits digits in threes; for this type of model transformers has another one."""
@@ -1894,7 +1890,7 @@ def test_a_split_that_a_saved_data_set_has_not(folders, tmp_path):
     import datasets
     datasets.Dataset.from_list(rows_of("plain")).save_to_disk(tmp_path / "saved")
     message = refusal(folders / "qwen", tmp_path, "--split nope --dataset", tmp_path / "saved")
-    assert_words(message, "--split nope", "has train")
+    assert_words(message, "no split nope", "only train")
 
 def test_a_column_that_the_data_set_has_not(folders, tmp_path, good_data):
     message = refusal(folders / "qwen", tmp_path, "--prompt_column frage --dataset", good_data)
@@ -2373,7 +2369,6 @@ def test_the_log_says_how_the_groups_did(logged):
     assert logged["solved"] == pytest.approx(2 / 3)
     assert logged["zero_adv"] == pytest.approx(1 / 3)
     assert logged["ungraded"] == 1
-    assert logged["left_out"] == 1
 
 def test_the_log_says_what_the_responses_are_like(logged):
     """Means over tokens, without padding."""
@@ -2389,8 +2384,6 @@ def test_the_log_says_what_the_updates_did(logged):
     assert logged["lambda"] == 0.3
     assert logged["clip_pos"] == pytest.approx(2 / 8)
     assert logged["clip_neg"] == pytest.approx(3 / 4)
-    assert logged["share_pos"] == pytest.approx(8 / 36)
-    assert logged["share_neg"] == pytest.approx(4 / 36)
 
 # -------------------------------------------------------------------------------- what a run leaves
 
@@ -2398,7 +2391,7 @@ def test_the_log_has_the_columns_of_the_readme(run):
     readme = (HERE / "README.md").read_text()
     glossary = re.search(r"\| in `metrics.jsonl`.*?\n\n", readme, re.S)[0]
     explained = set(re.findall(r"`(\w+)`", glossary))
-    assert len(explained) > 25
+    assert len(explained) > 20
     for record in read_lines(run.out / "metrics.jsonl"):
         assert set(record) == explained
 
@@ -2700,16 +2693,6 @@ def test_a_folder_with_other_files_is_refused(folders, short, name):
     assert "holds" in message_of("--output_dir", folders / name, short)
     assert torch.equal(weights(folders / "qwen"), before)
 
-@linux
-def test_a_folder_where_another_run_writes_is_refused(short, tmp_path):
-    import fcntl
-    lock = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    flags = f"{short} --steps 1 --eval_prompts 0"
-    assert "another run writes there" in message_of("--output_dir", tmp_path, flags)
-    os.close(lock)
-    assert len(go(tmp_path, flags)) == 1
-
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9"
 
 def damage(file, rand):
@@ -2728,7 +2711,8 @@ def test_a_damaged_model_ends_in_one_line(folders, tmp_path):
     for number in range(20):
         model = tmp_path / str(number)
         shutil.copytree(folders / "qwen", model)
-        damage(rand.choice(sorted(model.iterdir())), rand)
+        files = [path for path in sorted(model.iterdir()) if path.is_file()]
+        damage(rand.choice(files), rand)
         message = stop_of(loaded, model)
         if message:
             assert str(model) in message
@@ -2975,7 +2959,6 @@ def test_entropy_is_compared_with_that_of_the_first_batch(short, tmp_path, monke
 
 @pytest.mark.parametrize("change, advice", [
     (dict(zero_adv=0.8), "--group_size"),
-    (dict(entropy=0.7), "--lr"),
     (dict(entropy=0.02), "collapsed"),
     (dict(truncated=0.3), "--max_new_tokens"),
     (dict(clip_pos=0.0, clip_neg=0.0), "--reuse"),
@@ -3039,7 +3022,7 @@ def fake_run(folder, flags, **after):
     """The files of a finished run: its held-out values are 0.5 but for these after training, its
     entropy is on target but for the first six of nine steps."""
     c = rlvr.parse_config(command(flags))
-    before = dict.fromkeys(EVALUATED, 0.5) | {"interval": {}}
+    before = dict.fromkeys(EVALUATED, 0.5)
     summary = {"before": before, "after": before | after}
     log = []
     for step in range(9):
@@ -3202,6 +3185,94 @@ def test_logits_that_the_model_changes_in_another_way_are_refused(of_160_tokens)
     policy.model.forward = bent
     with pytest.raises(ValueError, match="its logits are not"):
         rlvr.check_policy(policy, rlvr.Config())
+
+# ------------------------------------------------------------------------- what passed in silence
+
+def test_a_csv_row_with_a_comma_too_many_is_refused(folders, tmp_path):
+    """A reader would shift the columns: the prompt would be 000 + 3?"""
+    file = tmp_path / "data.csv"
+    file.write_text("question,answer\n" + "What is 1,000 + 3?,1003\n" * 9)
+    message = refusal(folders / "qwen", tmp_path, "--dataset", file)
+    assert_words(message, "more cells than the header", "data.csv")
+
+def test_a_stop_token_that_a_user_named_stays_in_the_text(folders, monkeypatch):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["</answer>"]})
+    ids = policy.tokenizer.encode("<answer>1+2</answer>")
+    T = len(ids)
+    out = (torch.tensor([ids]), torch.tensor([T]), torch.tensor([True]), torch.zeros(1, T))
+    monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
+    problem = rlvr.Problem("", (5, 6), "3", "math")
+    c = rlvr.Config(stop_tokens=["</answer>"])
+    rollouts = rlvr.rollout(policy, [problem], 1, c, "test")
+    assert rollouts.texts == ["<answer>1+2</answer>"]
+
+def test_an_array_of_numpy_as_text_is_no_list_of_one_text():
+    with pytest.raises(ValueError, match="damaged"):
+        rlvr.read_answer("['assert f(1)==1' 'assert f(2)==3']")
+
+def test_numbers_of_a_countdown_may_be_text():
+    kind, answer = rlvr.read_answer('{"numbers": ["1", "2", "13"], "target": "16"}')
+    assert kind == "countdown"
+    assert answer == {"numbers": [1, 2, 13], "target": 16}
+
+def test_a_template_that_drops_the_question_makes_no_prompt(folders):
+    policy = loaded(folders / "qwen")
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="leaves out"):
+        rlvr.make_problem(ROW, ("q", "a"), policy, config(folders / "qwen"))
+
+def test_a_template_argument_is_a_whole_word(folders, tmp_path):
+    """The template reads add_generation_prompt."""
+    message = refusal(folders / "qwen", tmp_path, '--chat_template_kwargs {"generation":1}')
+    assert "reads no generation" in message
+
+def test_weights_that_the_configuration_does_not_use_are_named(folders, tmp_path):
+    shutil.copytree(folders / "llama", tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["num_hidden_layers"] = 1
+    settings.pop("layer_types", None)
+    file.write_text(json.dumps(settings))
+    with pytest.warns(UserWarning, match="does not use"):
+        loaded(tmp_path / "model")
+
+def test_other_data_under_the_same_name_is_noticed(folders, tmp_path):
+    def write(extra):
+        rows = [{"question": f"{i}+{extra}?", "answer": str(i + extra)} for i in range(20)]
+        write_lines(tmp_path / "data.jsonl", rows)
+
+    flags = (f"--model {folders / 'llama'} {SMALL} --dataset {tmp_path / 'data.jsonl'} --steps 1 "
+             f"--prompts_per_step 4 --eval_prompts 0 --output_dir {tmp_path / 'run'}")
+    write(1)
+    rlvr.main(command(flags))
+    write(2)
+    message = message_of("--resume", tmp_path / "run", "--steps 2")
+    assert "have changed" in message
+
+def test_held_out_prompts_that_nobody_can_use(folders, tmp_path):
+    train = write_lines(tmp_path / "train.jsonl", [{"question": "1+1?", "answer": "2"}])
+    test = write_lines(tmp_path / "test.jsonl", [{"question": "1+2?", "answer": ""}])
+    message = refusal(folders / "qwen", tmp_path, "--dataset", train, "--eval_split", test)
+    assert_words(message, "--eval_split", "no answer")
+
+def test_an_update_that_destroys_the_policy_is_noticed_though_it_is_the_last(short, tmp_path):
+    """One update a step: no later one meets the broken weights."""
+    flags = "--steps 1 --updates_per_batch 1 --reuse 1 --lr 1e30"
+    message = message_of("--output_dir", tmp_path / "run", short, flags)
+    assert_words(message, "evaluation", "lower --lr")
+
+@linux
+def test_nohup_is_obeyed(monkeypatch):
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    rlvr.StopSignals()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    signal.signal(signal.SIGHUP, handler)
+
+def test_a_folder_of_a_model_is_no_run(folders, short):
+    before = weights(folders / "qwen")
+    assert "other files" in message_of("--output_dir", folders / "qwen", short)
+    assert torch.equal(weights(folders / "qwen"), before)
 
 # ---------------------------------------------------------------------------------------------- GPU
 
