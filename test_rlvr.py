@@ -701,7 +701,10 @@ RIGHT = [  # gold, answer
     ("36", "3 dozen"),
     (r"\bar x = 3, y = 2", r"y = 2, \bar{x} = 3"),
     ("3.5", "3½"),
-    (r"\begin{pmatrix}4\\6\end{pmatrix}", r"\begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}"),
+    (
+        r"\begin{pmatrix}4\\6\end{pmatrix}",
+        r"\begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}",
+    ),
     ("1234567", "1{,}234{,}567"),
     (r"25\%", "25"),
     (r"\frac{7}{3}", r"\tfrac73"),
@@ -743,7 +746,10 @@ RIGHT = [  # gold, answer
     (r"2\pm\sqrt{7}", r"2-\sqrt7, 2+\sqrt7"),
     ("B", r"\textbf{(B)}"),
     ("1011_2", "1011"),
-    (r"\begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix}", r"\left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]"),
+    (
+        r"\begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix}",
+        r"\left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]",
+    ),
     ("18446744073709551616", "2^{64}"),
     (r"\emptyset", r"\{\}"),
     (r"x\le 3", "x≤3"),
@@ -830,7 +836,10 @@ RIGHT = [  # gold, answer
     (r"(-\infty,-2]\cup\{1\}", r"a \le -2 \text{ or } a = 1"),
     ("(1,3)", "x<3 and x>1"),
     ("(1,3)", r"1<x \text{ and } x<3"),
-    (r"\begin{cases}x&x>0\\-x&x\le0\end{cases}", r"\begin{cases} x, & x>0 \\ -x, & x \leq 0 \end{cases}"),
+    (
+        r"\begin{cases}x&x>0\\-x&x\le0\end{cases}",
+        r"\begin{cases} x, & x>0 \\ -x, & x \leq 0 \end{cases}",
+    ),
     ("x=1,y=2", r"\begin{aligned} x &= 1 \\ y &= 2 \end{aligned}"),
     ("ellipse", "an ellipse"),
     ("3:5", "3 to 5"),
@@ -1122,9 +1131,12 @@ def test_math_bombs_are_refused_at_once(name):
             assert verify.math_reward(response, gold) == 0.0
             assert time.process_time() - start < 1
 
-PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx
-² \begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and
-√ ** \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁ \setminus f(t) forty to""".split()
+PIECES = r"""
+\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
+\begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9
+⟨ ⟩ and √ ** \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁ \setminus f(t)
+forty to or \bar
+""".split()
 
 def test_math_fuzz_never_raises():
     rand = random.Random(1)
@@ -1201,7 +1213,7 @@ def test_countdown_steps_of_the_demo(verdict, steps):
     assert verify.countdown_reward(steps, [3, 5, 7], 26) == verdict
 
 def random_expression(rand, numbers):
-    """Of these numbers, each once: in LaTeX, in plain signs, and its value, None if it divides by 0."""
+    """Of these numbers, each once: in LaTeX, in plain signs, its value, None where it has none."""
     parts = [(str(n), str(n), Fraction(n)) for n in rand.sample(numbers, len(numbers))]
     while len(parts) > 1:
         a, p, x = parts.pop(rand.randrange(len(parts)))
@@ -1748,7 +1760,8 @@ def judged(programs):
     def judge(code, tests):
         return verify.code_reward(fenced(code), tests=[dedent(tests)])
 
-    rewards, errors = verify.verify_batch(judge, [(code, tests) for tests, code in programs.values()])
+    cases_of = [(code, tests) for tests, code in programs.values()]
+    rewards, errors = verify.verify_batch(judge, cases_of)
     assert not errors
     return dict(zip(programs, rewards))
 
@@ -1771,15 +1784,18 @@ def sandbox(request, monkeypatch):
     monkeypatch.setattr(verify, "sandbox", lambda: prefix)
 
 @linux
-@pytest.mark.parametrize("programs, reward", [
-    pytest.param(GOOD_CODE, 1.0, id="good"),
-    pytest.param(REPLACED, 0.0, id="replaced"),
-    pytest.param(BAD_CODE, 0.0, id="bad"),
-    pytest.param(LIMITS, 0.0, id="limits"),
-])
-def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch, programs, reward):
+def test_code_that_is_right_is_accepted():
+    assert judged(GOOD_CODE) == dict.fromkeys(GOOD_CODE, 1.0)
+
+@linux
+def test_code_does_not_judge_itself():
+    assert judged(REPLACED) == dict.fromkeys(REPLACED, 0.0)
+
+@linux
+def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert judged(programs) == dict.fromkeys(programs, reward)
+    programs = BAD_CODE | LIMITS
+    assert judged(programs) == dict.fromkeys(programs, 0.0)
     assert not left_over()
     assert not list(tmp_path.iterdir())
 
@@ -1881,8 +1897,8 @@ SUMS = {  # name: verdict, program
 @pytest.mark.parametrize("name", SUMS)
 def test_programs_by_their_output(name):
     verdict, code = SUMS[name]
-    reward = verify.code_reward(fenced(code), inputs=["1 2\n", "10 -3\n"], outputs=["3\n", "7\n"])
-    assert reward == verdict
+    inputs = ["1 2\n", "10 -3\n"]
+    assert verify.code_reward(fenced(code), inputs=inputs, outputs=["3\n", "7\n"]) == verdict
 
 @linux
 @pytest.mark.parametrize("printed, expected, verdict", [
@@ -1926,7 +1942,7 @@ FENCES = {  # name: verdict, response
     "line ends of Windows": (1, f"```py\r\n{CODE}\r\n```"),
     "four backticks": (1, f"````python\n{CODE}\nx = '''\n```\n'''\n````"),
     "comment": (1, f"```python\n{CODE}\n    # use ``` carefully\n```"),
-    "docstring": (1, f"```python\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{CODE}\n```"),
+    "docstring": (1, f"```py\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{CODE}\n```"),
     "in a list": (1, "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"),
     "after thinking": (1, f"<think>\n```python\nx\n```\n</think>\n```py\n{CODE}\n```"),
     "text behind": (1, f"```python\n{CODE}\n``` That is all."),
@@ -1934,7 +1950,7 @@ FENCES = {  # name: verdict, response
     "output behind": (1, f"```python\n{CODE}\n```\nOutput:\n```\n9\n```"),
     "shell behind": (1, f"```python\n{CODE}\n```\nRun:\n```bash\npython a.py\n```"),
     "use behind": (1, f"```python\n{CODE}\n```\nUse:\n```python\nx = sq(3)\nprint(x)\n```"),
-    "another behind": (0, f"```python\n{CODE}\n```\n```python\ndef sq(x):\n    return 0\n```"),
+    "another behind": (0, f"```py\n{CODE}\n```\n```py\ndef sq(x):\n    return 0\n```"),
     "no fence": (0, CODE),
     "nothing": (0, "\n"),
     "not closed": (0, f"```python\n{CODE}"),
@@ -1978,7 +1994,7 @@ def test_batch_stops_where_a_reward_hangs():
         verify.verify_batch(reward, [("a",), ("hang",), ("b",)], patience=0.3)
 
 def test_batch_of_math_is_safe_in_threads():
-    answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in RIGHT + WRONG] * 5
+    answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in RIGHT + WRONG]
     verify.parse.cache_clear()
     alone = [verify.math_reward(*case) for case in answers]
     verify.parse.cache_clear()
