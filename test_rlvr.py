@@ -1755,7 +1755,7 @@ LIMITS = {
 def fenced(code):
     return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{dedent(code)}\n```\nDone."
 
-def judged(programs):
+def rewards_of_programs(programs):
     """{name: (tests, code)} -> {name: reward}, all at once."""
     def judge(code, tests):
         return verify.code_reward(fenced(code), tests=[dedent(tests)])
@@ -1785,17 +1785,17 @@ def sandbox(request, monkeypatch):
 
 @linux
 def test_code_that_is_right_is_accepted():
-    assert judged(GOOD_CODE) == dict.fromkeys(GOOD_CODE, 1.0)
+    assert rewards_of_programs(GOOD_CODE) == dict.fromkeys(GOOD_CODE, 1.0)
 
 @linux
 def test_code_does_not_judge_itself():
-    assert judged(REPLACED) == dict.fromkeys(REPLACED, 0.0)
+    assert rewards_of_programs(REPLACED) == dict.fromkeys(REPLACED, 0.0)
 
 @linux
 def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     programs = BAD_CODE | LIMITS
-    assert judged(programs) == dict.fromkeys(programs, 0.0)
+    assert rewards_of_programs(programs) == dict.fromkeys(programs, 0.0)
     assert not left_over()
     assert not list(tmp_path.iterdir())
 
