@@ -978,6 +978,8 @@ WRONG = [
     ("45°", "45 rad"),
     ("5 m^3", "5 m^2"),
     (r"V=36\pi", "V=V"),
+    ("V=IR", "IR=IR"),
+    ("x^2+y^2=1", "x^2+y^2=x^2+y^2"),
 ]
 
 @pytest.mark.parametrize("gold, answer", RIGHT)
@@ -1117,6 +1119,7 @@ BOMBS = {  # computed, each would run for hours, exhaust the stack, or at least 
     "product of powers": "3^{99999}" * 60,
     "sum of degrees": "+".join(["x^{20000}"] * 50),
     "binomials": "+".join(["\\binom{x}{300}"] * 30),
+    "markers": "The answer is " * 9000,
 }
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -1611,7 +1614,7 @@ REPLACED = {  # what judges a solution is not the solution's
         class M(type):
             def __instancecheck__(self, x): return True
         class A(metaclass=M): pass
-        f = lambda: 3
+        f = lambda: M
         """),
 }
 BAD_CODE = {
