@@ -1959,246 +1959,1080 @@ def test_damaged_data_files_end_in_one_line(folders, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ verify.py
 
-RIGHT = r"""
-x > 3 | 3 < x  ¦  x \ne 3 | 3 \ne x  ¦  36 | 3 dozen  ¦  \bar x = 3, y = 2 | y = 2, \bar{x} = 3  ¦  3.5 | 3½
-\begin{pmatrix}4\\6\end{pmatrix} | \begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}
-1234567 | 1{,}234{,}567  ¦  25\% | 25  ¦  \frac{7}{3} | \tfrac73  ¦  -\frac{7}{3} | -2\frac{1}{3}  ¦  -5 | −5
-1.75 | 1 3/4  ¦  \frac{3}{4} | {3 \over 4}  ¦  \frac{6}{8} | 0.75  ¦  \frac13 | 0.\overline{3}  ¦  0.25 | 25\%
-\$1,250.50 | 1250.5  ¦  90^\circ | 90°  ¦  1500000 | \$1.5\text{ million}  ¦  8\text{ hours} | 8 hrs
-12\text{ m}^2 | 12\text{ square meters}  ¦  60\text{ km/h} | 60\text{ km per hour}  ¦  3000 | 3e3
--2 | \sqrt[3]{-8}  ¦  2^{1/2} | sqrt(2)  ¦  36\pi | \frac{4}{3}\pi (3)^3  ¦  e^{i\pi} | -1  ¦  14 | AB=BC=14
-2^{n+1} | 2\cdot 2^n  ¦  \frac{2}{x^2-1} | \frac{1}{x-1}-\frac{1}{x+1}  ¦  \sin 2x | 2\sin x\cos x
-\tan^2 y+1 | \sec^2 y  ¦  \binom{n}{2} | \frac{n(n-1)}{2}  ¦  \log_2 10 | \frac{\ln 10}{\ln 2}  ¦  x<4 | -x>-4
-\frac{\pi}{6} | \sin^{-1}\frac12  ¦  \frac{1}{2} | \sin 30^\circ  ¦  y=2x+3 | 2x-y+3=0  ¦  [0,1) | 0\le x<1
-(x,y)=(1,2) | (1, 2)  ¦  (-\infty,0)\cup(1,\infty) | x<0 \text{ or } x>1  ¦  \{1,2,3\} | 3,2,1  ¦  \infty | +∞
-3, 5 | 5\text{ and }3  ¦  2\pm\sqrt{7} | 2-\sqrt7, 2+\sqrt7  ¦  B | \textbf{(B)}  ¦  1011_2 | 1011
-\begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix} | \left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]
-18446744073709551616 | 2^{64}  ¦  \emptyset | \{\}  ¦  x\le 3 | x≤3  ¦  12 | \mathbf{12}  ¦  2^{-10} | 2^-10
-3.2\times10^{5} | 3.2 x 10^5  ¦  2.5\text{ million} | 2500000  ¦  3+4\mathrm{i} | 3+4i  ¦  25 | P = \$25
-\frac{3}{2}\mathrm{e} | \frac{3e}{2}  ¦  3.14 | x \approx 3.14  ¦  \frac{1}{3} | x = \frac{1}{3} \approx 0.333
-\frac{1}{3} | 0.333\ldots  ¦  e = \frac{\sqrt5}{3} | e = \frac13\sqrt5  ¦  (0,5) | B = (0,5)  ¦  x^4+1 | x⁴+1
-(1,2) | P(1,2)  ¦  24 (stickers) | 24  ¦  24 (stickers) | 24\text{ stickers}  ¦  40, 150 | 40,150
-\frac12\begin{pmatrix}2\\4\end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix}  ¦  \langle 3,4\rangle | (3, 4)
-18^\circ\mathrm{C} | 18\text{ degrees Celsius}  ¦  60\text{ miles per hour} | 60 mph  ¦  a_1+a_2 | a₁+a₂
-\frac{v_0^2}{2g} | \frac{v^2_0}{2g}  ¦  1101_2 | (1101)_{2}  ¦  -3,0,3 | 0, \pm 3  ¦  |u| | \sqrt{u^2}
-\{\pm 2, \pm 5\} | 2,-2,5,-5  ¦  \ln|x+1| | \ln\left\vert x+1\right\vert  ¦  \{x \mid x > 2\} | (2,\infty)
-x \ne -1 | (-\infty,-1)\cup(-1,\infty)  ¦  \binom{2n}{n} | \frac{(2n)!}{n!\,n!}  ¦  \text{2:45 PM} | 2:45 p.m.
-\sum_{k=1}^{n} k^3 | \sum_{k = 1}^{n} k^{3}  ¦  \frac{2018!}{2} | \frac{1}{2}\cdot 2018!
-n - \lfloor n/2 \rfloor | -\lfloor \frac{n}{2} \rfloor + n  ¦  x\sqrt{x} | \sqrt{x^3}  ¦  (2,-1) | x=2, y=-1
-12 | 12^{\text{th}}  ¦  \dbinom{n}{2} | {n \choose 2}  ¦  \sqrt{a}\sqrt{b} | \sqrt{ab}  ¦  0.005 | 5 thousandths
-B | \text{(B) } 42  ¦  B | Option B  ¦  5 feet 11 inches | 5 ft 11 in  ¦  0 | \sin\pi  ¦  11100 | 11,\! 100
-x=1, y=2 | y=2, x=1  ¦  0 | \sin^2 x+\cos^2 x-1  ¦  2F_{16} | 2F_{16}  ¦  y=2x+1 | 2y=4x+2  ¦  5 lbs | 5 pounds
-"""
-WRONG = r"""
-x < 3 | 3 < x  ¦  1 | ①  ¦  \bar{x} | \bar{X}  ¦  2 | \begin{vmatrix}1&2\\3&4\end{vmatrix}  ¦  42 | 4 2
-2.5\cdot10^9 | 2.5 million  ¦  \frac13 | 0.\overline{33}1  ¦  25\% | 2500  ¦  \frac{1}{3} | 0.3333333333
-12 | 12x  ¦  12\text{ cm} | 12\text{ m}  ¦  12\text{ cm} | 12\text{ cm}^2  ¦  \$5 | 5\text{ cents}  ¦  |x| | x
-0 | 10^{-40}  ¦  \sqrt{2} | 1.41421356237309504880168872420969807857  ¦  \pi | \frac{355}{113}  ¦  5 | 4=5
-10^{100} | 10^{100}+1  ¦  1 | 0.99999999  ¦  x^2-4 | (x-2)^2  ¦  14 | x=6+8=15  ¦  x=5 | y=5  ¦  x>3 | x\ge 3
-x+y=3 | 2x+2y=3  ¦  x>3 | y>3  ¦  5 | 5!  ¦  (1,2) | [1,2]  ¦  (1,2) | 2,1  ¦  (1,2)\cup(3,4) | (1,2),(3,4)
-2,3 | 2,3,3  ¦  [\frac12,1] | \{\frac12,1\}  ¦  \pm 3 | 3  ¦  5 | \pm 5  ¦  5 | 5 \text{ or } 6  ¦  0 | 0/0
-5 | 5 \neq 6  ¦  5 | \{1,2,3,4,5\}  ¦  5 | x\in\mathbb{R}  ¦  B | A/B/C/D  ¦  312_7 | 312_8  ¦  12:30 | 12.30
-0 | \infty-\infty  ¦  0 | nan  ¦  1 | True  ¦  5 | \ldots  ¦  5 | \frac{5}{0}  ¦  1 | exit(1)  ¦  5 | int('5')
-5 | sum([2,3])  ¦  x | x.__class__  ¦  6 | 6\text{ squared}  ¦  3+4\mathrm{i} | 7  ¦  6 | 6\mathrm{i}
-9\mathrm{e}^2 | 9  ¦  \frac{2}{3} \approx 0.67 | \frac{2}{3} \approx 1.67  ¦  |y| | y  ¦  No | oN  ¦  XI | IX
-\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{vmatrix}1&2\\3&4\end{vmatrix}  ¦  \sqrt{x^2} | x  ¦  ASA | AAS
-e = \frac12 | e = \frac34  ¦  \frac49<\frac{5}{11} | \frac49<\frac{6}{11}  ¦  a_{n+1} | a_{n-1}  ¦  3 | 2x = 6
-a_{n+1}=3a_n | a_{n-1}=3a_n  ¦  f(2)=9 | f(3)=9  ¦  \lceil \frac{n}{5} \rceil | \lfloor \frac{n}{5} \rfloor+1
-\lfloor \frac{n}{3} \rfloor | \lfloor \frac{n+1}{3} \rfloor  ¦  \log_4 8 = \frac32 | \log_4 80 = \frac32
-35,000 | 35,0000  ¦  0, \pm 3 | -3, 3  ¦  3 \pmod 7 | 4 \pmod 7  ¦  \{x \mid x > 2\} | [2,\infty)
-\binom{2n}{n} | \binom{2n}{n+1}  ¦  \frac23, 1 | \frac23
-y=2x+1 | y=y+0x  ¦  x=5 | x=x  ¦  y=2x+1 | \sqrt{x}+\sqrt{y}=5  ¦  x+y<3 | \sqrt{x}+\sqrt{y}<1  ¦  act | cat
-AB=3, BC=4 | AB=4, BC=3  ¦  f(x)=2x, g(x)=x | f(x)=x, g(x)=2x  ¦  3R2 | 2R3  ¦  2F_{16} | F2_{16}  ¦  y(0) | 0
-7 hours 30 minutes | 30 hours 7 minutes  ¦  f(2)+f(3) | 5f  ¦  A2 | 2A  ¦  5 | 5 millions  ¦  3 | 3 eighths
-10,000 | 10 or 0  ¦  B | A) 1, B) 2  ¦  x^2 | x^2+\sin(\pi x)\cdot 0!  ¦  0 | e^{-200}  ¦  E | \mathrm{E}*2
-"""
-BOMBS = ["9^{9^{9^{9}}}", "9**9**9**9", "(" * 50000, "(" * 50000 + "5" + ")" * 50000, "1+" * 50000 + "1",
-         "x^{1000000}", "\\binom{10^9}{5\\cdot 10^8}", "1e999999999", "10^{-10^{10}}", " " * 99000 + "5x",
-         "1," * 50000, "\\" * 90000, "\\frac" * 20000, "0." + "3" * 90000, "\\exp(" * 30 + "9" + ")" * 30,
-         "9" + "!" * 200, "\\left[" * 9999, "[" * 99 + "1" + "]" * 99, "0.(" + "9" * 40 + ")...",
-         "+".join(["2400!"] * 90), "3^{99999}" * 60, "+".join(["x^{20000}"] * 50)]
+from textwrap import dedent
 
-@pytest.mark.parametrize("table, verdict", [(RIGHT, 1.0), (WRONG, 0.0)])
-def test_math_answers(table, verdict):
-    for gold, answer in cases(table):
-        assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == verdict, (gold, answer)
+RIGHT = [  # gold, answer
+    ("x > 3", "3 < x"),
+    (r"x \ne 3", r"3 \ne x"),
+    ("36", "3 dozen"),
+    (r"\bar x = 3, y = 2", r"y = 2, \bar{x} = 3"),
+    ("3.5", "3½"),
+    (
+        r"\begin{pmatrix}4\\6\end{pmatrix}",
+        r"\begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}",
+    ),
+    ("1234567", "1{,}234{,}567"),
+    (r"25\%", "25"),
+    (r"\frac{7}{3}", r"\tfrac73"),
+    (r"-\frac{7}{3}", r"-2\frac{1}{3}"),
+    ("-5", "−5"),
+    ("1.75", "1 3/4"),
+    (r"\frac{3}{4}", r"{3 \over 4}"),
+    (r"\frac{6}{8}", "0.75"),
+    (r"\frac13", r"0.\overline{3}"),
+    ("0.25", r"25\%"),
+    (r"\$1,250.50", "1250.5"),
+    (r"90^\circ", "90°"),
+    ("1500000", r"\$1.5\text{ million}"),
+    (r"8\text{ hours}", "8 hrs"),
+    (r"12\text{ m}^2", r"12\text{ square meters}"),
+    (r"60\text{ km/h}", r"60\text{ km per hour}"),
+    ("3000", "3e3"),
+    ("-2", r"\sqrt[3]{-8}"),
+    ("2^{1/2}", "sqrt(2)"),
+    (r"36\pi", r"\frac{4}{3}\pi (3)^3"),
+    (r"e^{i\pi}", "-1"),
+    ("14", "AB=BC=14"),
+    ("2^{n+1}", r"2\cdot 2^n"),
+    (r"\frac{2}{x^2-1}", r"\frac{1}{x-1}-\frac{1}{x+1}"),
+    (r"\sin 2x", r"2\sin x\cos x"),
+    (r"\tan^2 y+1", r"\sec^2 y"),
+    (r"\binom{n}{2}", r"\frac{n(n-1)}{2}"),
+    (r"\log_2 10", r"\frac{\ln 10}{\ln 2}"),
+    ("x<4", "-x>-4"),
+    (r"\frac{\pi}{6}", r"\sin^{-1}\frac12"),
+    (r"\frac{1}{2}", r"\sin 30^\circ"),
+    ("y=2x+3", "2x-y+3=0"),
+    ("[0,1)", r"0\le x<1"),
+    ("(x,y)=(1,2)", "(1, 2)"),
+    (r"(-\infty,0)\cup(1,\infty)", r"x<0 \text{ or } x>1"),
+    (r"\{1,2,3\}", "3,2,1"),
+    (r"\infty", "+∞"),
+    ("3, 5", r"5\text{ and }3"),
+    (r"2\pm\sqrt{7}", r"2-\sqrt7, 2+\sqrt7"),
+    ("B", r"\textbf{(B)}"),
+    ("1011_2", "1011"),
+    (
+        r"\begin{pmatrix} 5 & 0 \\ 0 & 5 \end{pmatrix}",
+        r"\left[\begin{array}{cc} 5 & 0 \\ 0 & 5 \end{array}\right]",
+    ),
+    ("18446744073709551616", "2^{64}"),
+    (r"\emptyset", r"\{\}"),
+    (r"x\le 3", "x≤3"),
+    ("12", r"\mathbf{12}"),
+    ("2^{-10}", "2^-10"),
+    (r"3.2\times10^{5}", "3.2 x 10^5"),
+    (r"2.5\text{ million}", "2500000"),
+    (r"3+4\mathrm{i}", "3+4i"),
+    ("25", r"P = \$25"),
+    (r"\frac{3}{2}\mathrm{e}", r"\frac{3e}{2}"),
+    ("3.14", r"x \approx 3.14"),
+    (r"\frac{1}{3}", r"x = \frac{1}{3} \approx 0.333"),
+    (r"\frac{1}{3}", r"0.333\ldots"),
+    (r"e = \frac{\sqrt5}{3}", r"e = \frac13\sqrt5"),
+    ("(0,5)", "B = (0,5)"),
+    ("x^4+1", "x⁴+1"),
+    ("(1,2)", "P(1,2)"),
+    ("24 (stickers)", "24"),
+    ("24 (stickers)", r"24\text{ stickers}"),
+    (r"\frac12\begin{pmatrix}2\\4\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\langle 3,4\rangle", "(3, 4)"),
+    (r"18^\circ\mathrm{C}", r"18\text{ degrees Celsius}"),
+    (r"60\text{ miles per hour}", "60 mph"),
+    ("a_1+a_2", "a₁+a₂"),
+    (r"\frac{v_0^2}{2g}", r"\frac{v^2_0}{2g}"),
+    ("1101_2", "(1101)_{2}"),
+    ("-3,0,3", r"0, \pm 3"),
+    ("|u|", r"\sqrt{u^2}"),
+    (r"\{\pm 2, \pm 5\}", "2,-2,5,-5"),
+    (r"\ln|x+1|", r"\ln\left\vert x+1\right\vert"),
+    (r"\{x \mid x > 2\}", r"(2,\infty)"),
+    (r"x \ne -1", r"(-\infty,-1)\cup(-1,\infty)"),
+    (r"\binom{2n}{n}", r"\frac{(2n)!}{n!\,n!}"),
+    (r"\text{2:45 PM}", "2:45 p.m."),
+    (r"\sum_{k=1}^{n} k^3", r"\sum_{k = 1}^{n} k^{3}"),
+    (r"\frac{2018!}{2}", r"\frac{1}{2}\cdot 2018!"),
+    (r"n - \lfloor n/2 \rfloor", r"-\lfloor \frac{n}{2} \rfloor + n"),
+    (r"x\sqrt{x}", r"\sqrt{x^3}"),
+    ("(2,-1)", "x=2, y=-1"),
+    ("12", r"12^{\text{th}}"),
+    (r"\dbinom{n}{2}", r"{n \choose 2}"),
+    (r"\sqrt{a}\sqrt{b}", r"\sqrt{ab}"),
+    ("0.005", "5 thousandths"),
+    ("B", r"\text{(B) } 42"),
+    ("B", "Option B"),
+    ("5 feet 11 inches", "5 ft 11 in"),
+    ("0", r"\sin\pi"),
+    ("11100", r"11,\! 100"),
+    ("x=1, y=2", "y=2, x=1"),
+    ("0", r"\sin^2 x+\cos^2 x-1"),
+    ("2F_{16}", "2F_{16}"),
+    ("y=2x+1", "2y=4x+2"),
+    ("5 lbs", "5 pounds"),
+    ("42", r"\{42\}"),
+    ("42", "forty-two"),
+    ("42", r"\color{red}{42}"),
+    ("2000000", "two million"),
+    (r"\frac{1}{2}", "one half"),
+    ("0.5", "0.5 (or 1/2)"),
+    ("15", "15th day"),
+    ("10,000", r"10, \!000"),
+    (r"25\%", r"25\% increase"),
+    ("5", r"\$5/hour"),
+    (r"5\text{ m/s}", r"5 \frac{m}{s}"),
+    (r"5\text{ J}", "5 J"),
+    ("5", "5 m^3"),
+    ("42", "42元"),
+    ("10 (g)", "10 g"),
+    ("1011_2", "1011 (base 2)"),
+    ("2F_{16}", r"\text{2F}_{16}"),
+    (r"45^\circ", "45^o"),
+    ("180-2x", r"180^\circ - 2x"),
+    (r"\sqrt{3}+i", r"2\operatorname{cis} 30^\circ"),
+    (r"\cot x", r"\operatorname{ctg} x"),
+    ("f(x)=x^2", "f(t)=t^2"),
+    (r"k\pi", r"x=n\pi, n\in\mathbb{Z}"),
+    (r"(2k+1)\pi", r"(2n+1)\pi"),
+    ("x^2+C", "x^2+c"),
+    ("Ce^{2x}", "ce^{2x}"),
+    ("f(x)=1", r"f(x)=1 \text{ for all } x"),
+    ("55", r"\sum_{k=1}^{10} k = 55"),
+    ("7", "a+b=7"),
+    (r"(-\infty,1)\cup(1,\infty)", r"\mathbb{R}\setminus\{1\}"),
+    (r"(-\infty,-2]\cup\{1\}", r"a \le -2 \text{ or } a = 1"),
+    ("(1,3)", "x<3 and x>1"),
+    ("(1,3)", r"1<x \text{ and } x<3"),
+    (
+        r"\begin{cases}x&x>0\\-x&x\le0\end{cases}",
+        r"\begin{cases} x, & x>0 \\ -x, & x \leq 0 \end{cases}",
+    ),
+    ("x=1,y=2", r"\begin{aligned} x &= 1 \\ y &= 2 \end{aligned}"),
+    ("ellipse", "an ellipse"),
+    ("3:5", "3 to 5"),
+    ("5", "x equals 5"),
+    (r"\sqrt{\frac{L}{g}}", r"\frac{\sqrt{Lg}}{g}"),
+    (r"A=\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    ("Alice = 7, Bob = 5", "Bob = 5, Alice = 7"),
+]
+WRONG = [
+    ("x < 3", "3 < x"),
+    ("1", "①"),
+    (r"\bar{x}", r"\bar{X}"),
+    ("2", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
+    ("42", "4 2"),
+    (r"2.5\cdot10^9", "2.5 million"),
+    (r"\frac13", r"0.\overline{33}1"),
+    (r"25\%", "2500"),
+    (r"\frac{1}{3}", "0.3333333333"),
+    ("12", "12x"),
+    (r"12\text{ cm}", r"12\text{ m}"),
+    (r"12\text{ cm}", r"12\text{ cm}^2"),
+    (r"\$5", r"5\text{ cents}"),
+    ("|x|", "x"),
+    ("0", "10^{-40}"),
+    (r"\sqrt{2}", "1.41421356237309504880168872420969807857"),
+    (r"\pi", r"\frac{355}{113}"),
+    ("5", "4=5"),
+    ("10^{100}", "10^{100}+1"),
+    ("1", "0.99999999"),
+    ("x^2-4", "(x-2)^2"),
+    ("14", "x=6+8=15"),
+    ("x=5", "y=5"),
+    ("x>3", r"x\ge 3"),
+    ("x+y=3", "2x+2y=3"),
+    ("x>3", "y>3"),
+    ("5", "5!"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "2,1"),
+    (r"(1,2)\cup(3,4)", "(1,2),(3,4)"),
+    ("2,3", "2,3,3"),
+    (r"[\frac12,1]", r"\{\frac12,1\}"),
+    (r"\pm 3", "3"),
+    ("5", r"\pm 5"),
+    ("5", r"5 \text{ or } 6"),
+    ("0", "0/0"),
+    ("5", r"5 \neq 6"),
+    ("5", r"\{1,2,3,4,5\}"),
+    ("5", r"x\in\mathbb{R}"),
+    ("B", "A/B/C/D"),
+    ("312_7", "312_8"),
+    ("12:30", "12.30"),
+    ("0", r"\infty-\infty"),
+    ("0", "nan"),
+    ("1", "True"),
+    ("5", r"\ldots"),
+    ("5", r"\frac{5}{0}"),
+    ("1", "exit(1)"),
+    ("5", "int('5')"),
+    ("5", "sum([2,3])"),
+    ("x", "x.__class__"),
+    ("6", r"6\text{ squared}"),
+    (r"3+4\mathrm{i}", "7"),
+    ("6", r"6\mathrm{i}"),
+    (r"9\mathrm{e}^2", "9"),
+    (r"\frac{2}{3} \approx 0.67", r"\frac{2}{3} \approx 1.67"),
+    ("|y|", "y"),
+    ("No", "oN"),
+    ("XI", "IX"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
+    (r"\sqrt{x^2}", "x"),
+    ("ASA", "AAS"),
+    (r"e = \frac12", r"e = \frac34"),
+    (r"\frac49<\frac{5}{11}", r"\frac49<\frac{6}{11}"),
+    ("a_{n+1}", "a_{n-1}"),
+    ("3", "2x = 6"),
+    ("a_{n+1}=3a_n", "a_{n-1}=3a_n"),
+    ("f(2)=9", "f(3)=9"),
+    (r"\lceil \frac{n}{5} \rceil", r"\lfloor \frac{n}{5} \rfloor+1"),
+    (r"\lfloor \frac{n}{3} \rfloor", r"\lfloor \frac{n+1}{3} \rfloor"),
+    (r"\log_4 8 = \frac32", r"\log_4 80 = \frac32"),
+    ("35,000", "35,0000"),
+    (r"0, \pm 3", "-3, 3"),
+    (r"3 \pmod 7", r"4 \pmod 7"),
+    (r"\{x \mid x > 2\}", r"[2,\infty)"),
+    (r"\binom{2n}{n}", r"\binom{2n}{n+1}"),
+    (r"\frac23, 1", r"\frac23"),
+    ("y=2x+1", "y=y+0x"),
+    ("x=5", "x=x"),
+    ("y=2x+1", r"\sqrt{x}+\sqrt{y}=5"),
+    ("x+y<3", r"\sqrt{x}+\sqrt{y}<1"),
+    ("act", "cat"),
+    ("AB=3, BC=4", "AB=4, BC=3"),
+    ("f(x)=2x, g(x)=x", "f(x)=x, g(x)=2x"),
+    ("3R2", "2R3"),
+    ("2F_{16}", "F2_{16}"),
+    ("y(0)", "0"),
+    ("7 hours 30 minutes", "30 hours 7 minutes"),
+    ("f(2)+f(3)", "5f"),
+    ("A2", "2A"),
+    ("5", "5 millions"),
+    ("3", "3 eighths"),
+    ("10,000", "10 or 0"),
+    ("B", "A) 1, B) 2"),
+    ("x^2", r"x^2+\sin(\pi x)\cdot 0!"),
+    ("0", "e^{-200}"),
+    ("E", r"\mathrm{E}*2"),
+    ("1, 234", "1,234"),
+    ("1,234", "234, 1"),
+    ("40, 150", "40,150"),
+    ("y=2x+1", "0=0"),
+    ("F=ma", "ma=ma"),
+    (r"m=\frac{1}{2}", "m=m"),
+    ("x^2=4", "x=x"),
+    ("y^2=4x+1", r"\sqrt{x}\sqrt{y}=5+\sqrt{x}"),
+    ("3x+2y=12", "12"),
+    ("xy=7", "7"),
+    ("x+y=7", "x-y=7"),
+    ("9", "x^2=9"),
+    ("10", r"\sum_{k=1}^{4} k = 11"),
+    ("min = 3, max = 1", "min = 1, max = 3"),
+    ("Alice = 7, Bob = 5", "Alice = 5, Bob = 7"),
+    ("1A_{16}", "A1_{16}"),
+    ("|x|", r"x\cdot 1!"),
+    ("|k|", "k"),
+    (r"\sqrt{x^2}", r"x\cdot 0!"),
+    ("5", "five hundred"),
+    ("1", "one half"),
+    ("1/2", "1/2 (or 1/3)"),
+    ("12", "13th"),
+    ("x^2+C", "x^2"),
+    ("f(x)=x^2", "f(t)=t^3"),
+    (r"n\pi", r"2k\pi"),
+    ("x^2", "t^2"),
+    ("(1,3)", "x<1 and x>3"),
+    (r"(-\infty,1)\cup(1,\infty)", r"\mathbb{R}\setminus\{2\}"),
+    ("45°", "45 rad"),
+    ("5 m^3", "5 m^2"),
+    (r"V=36\pi", "V=V"),
+    ("V=IR", "IR=IR"),
+    ("x^2+y^2=1", "x^2+y^2=x^2+y^2"),
+]
 
-EXTRACTED = r"""
-1 | The answer is $42$.  ¦  1 | Therefore, the final answer is \(42\).  ¦  1 | **Answer:** 42 apples
-1 | **Final Answer**↵↵42  ¦  1 | The answer is 42, because 6*7=42.  ¦  1 | \boxed {42}  ¦  1 | \boxed↵{42}
-1 | <think>6*7</think>↵<answer>The answer is 42</answer>  ¦  1 | #### 42 dollars  ¦  1 | #### 41↵#### 42
-1 | #### Step 1↵add↵#### Step 2↵multiply↵The answer is 42.  ¦  1 | \boxed{43} or \boxed{42}
-1 | \boxed{\boxed{42}}  ¦  1 | \boxed{42}↵#### 43  ¦  1 | <think>\boxed{41}</think> The answer is 42.
-1 | <think>\boxed{42}</think> Done.  ¦  0 | <think>\boxed{42}</think> The answer is 41.  ¦  0 | ↵
-0 | #### 42↵#### 43  ¦  0 | It is 42.  ¦  0 | The answer is 42 or 43.  ¦  0 | The answer is 142.
-0 | \boxed{42} or \boxed{43}  ¦  0 | \boxed{42} \boxed{  ¦  0 | \boxed{42  ¦  0 | \boxed{}
-0 | The answer is between 41 and 43.  ¦  0 | \boxed{\text{answer}}  ¦  1 | The answer is:↵\[↵42↵\]
-1 | The answer is `42`, not 43.  ¦  1 | \boxed{**42**}  ¦  1 | The answer is 42 (since 6*7=42).
-1 | Answer: 42<|im_end|>  ¦  1 | \boxed{The final answer is 42.}  ¦  1 | \boxed{\text{The answer is } 42}
-"""
+@pytest.mark.parametrize("gold, answer", RIGHT)
+def test_math_right_answers(gold, answer):
+    assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == 1.0
 
-def test_one_final_answer_is_extracted_and_what_is_judged_can_be_shown():
-    for verdict, response in cases(EXTRACTED):
-        assert verify.math_reward(response.replace("↵", "\n"), "42") == float(verdict), response
-    for kind, response, shown in (
-            ("math", "so \\boxed{4} it is", "4"), ("math", "so 4", None), ("countdown", "1+2=3", "1+2=3"),
-            ("countdown", "Hm. <answer>1+2</answer>", "1+2"), ("code", "So:\n```\nx = 1\n```\n", "x = 1")):
-        assert verify.EXTRACT[kind](response) == shown
+@pytest.mark.parametrize("gold, answer", WRONG)
+def test_math_wrong_answers(gold, answer):
+    assert verify.math_reward(f"so \\boxed{{{answer}}}.", gold) == 0.0
 
-def test_golds_that_are_lists_empty_or_odd():
-    for gold, verdict in ((["10", "ten"], 1.0), (("11", "10.0"), 1.0), (["11"], 0.0), ([], 0.0)):
-        assert verify.math_reward("\\boxed{10}", gold) == verdict  # any answer of a list is right
-    empty = "", " ", "\\boxed{}", None
-    for response, gold in itertools.product(["\\boxed{}", "", "#### ", "\\boxed{5}"], empty):
-        assert verify.math_reward(response, gold) == 0.0
-    for odd in (None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"):
-        assert verify.math_reward(odd, "7") == verify.math_reward("\\boxed{7}", odd or None) == 0.0
-        for args in ((odd, [3, 5, 7], 26), ("7*3=21,21+5=26", odd, 26), ("7*3=21,21+5=26", [3, 5, 7], odd)):
-            assert verify.countdown_reward(*args) == 0.0
+SPELLINGS = verify.FIRST + verify.SPELLINGS
 
-def test_bombs_are_refused():
-    """By bounds, not by a time-out: if computed, each would run for hours or exhaust the stack."""
-    for bomb, gold in itertools.product(BOMBS, ["5", "\\frac{1}{3}", "x"]):
-        for response in (f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb,
-                         "\\boxed{" * 9999 + bomb):
+@pytest.mark.parametrize("rule", SPELLINGS, ids=[example for example, _, _ in SPELLINGS])
+def test_math_each_spelling_needs_its_rule(rule, monkeypatch):
+    with_it = verify.clean(rule[0])
+    for table in ("FIRST", "SPELLINGS"):
+        rules = getattr(verify, table)
+        monkeypatch.setattr(verify, table, [other for other in rules if other != rule])
+    assert verify.clean(rule[0]) != with_it
+
+EXTRACTED = [  # whether the answer is 42
+    (1, "The answer is $42$."),
+    (1, r"Therefore, the final answer is \(42\)."),
+    (1, "**Answer:** 42 apples"),
+    (1, '**Final Answer**\n\n42'),
+    (1, "The answer is 42, because 6*7=42."),
+    (1, r"\boxed {42}"),
+    (1, '\\boxed\n{42}'),
+    (1, '<think>6*7</think>\n<answer>The answer is 42</answer>'),
+    (1, "#### 42 dollars"),
+    (1, '#### 41\n#### 42'),
+    (1, '#### Step 1\nadd\n#### Step 2\nmultiply\nThe answer is 42.'),
+    (1, r"\boxed{43} or \boxed{42}"),
+    (1, r"\boxed{\boxed{42}}"),
+    (1, '\\boxed{42}\n#### 43'),
+    (1, r"<think>\boxed{41}</think> The answer is 42."),
+    (1, r"<think>\boxed{42}</think> Done."),
+    (0, r"<think>\boxed{42}</think> The answer is 41."),
+    (0, '\n'),
+    (0, '#### 42\n#### 43'),
+    (0, "It is 42."),
+    (0, "The answer is 42 or 43."),
+    (0, "The answer is 142."),
+    (0, r"\boxed{42} or \boxed{43}"),
+    (0, r"\boxed{42} \boxed{"),
+    (0, r"\boxed{42"),
+    (0, r"\boxed{}"),
+    (0, "The answer is between 41 and 43."),
+    (0, r"\boxed{\text{answer}}"),
+    (1, 'The answer is:\n\\[\n42\n\\]'),
+    (1, "The answer is `42`, not 43."),
+    (1, r"\boxed{**42**}"),
+    (1, "The answer is 42 (since 6*7=42)."),
+    (1, "Answer: 42<|im_end|>"),
+    (1, r"\boxed{The final answer is 42.}"),
+    (1, r"\boxed{\text{The answer is } 42}"),
+    (1, "The answer is 42, as required."),
+    (1, "The answer is 42 when x = 3."),
+    (1, "The answer is 42 (forty-two)."),
+    (1, 'The answer is 42.\nLet me know if the answer is clear.'),
+    (1, 'The answer is 42.\nThe answer: always check units.'),
+    (1, "Answer: 42</s>"),
+    (0, "The answer is 41. The answer is not 42."),
+    (0, "The answer is unknown to me. 42"),
+    (0, "<answer>41</answer> but 42"),
+    (0, "The answer is one of 41, 42, 43."),
+]
+
+@pytest.mark.parametrize("verdict, response", EXTRACTED)
+def test_math_one_final_answer_is_extracted(verdict, response):
+    assert verify.math_reward(response, "42") == verdict
+
+@pytest.mark.parametrize("gold, response", [
+    ("Mrs. Smith", "The answer is Mrs. Smith."),
+    ("Yes", "The answer is Yes. I hope the answer is clear to you."),
+    (r"\frac{1}{2}", "The answer is:\n$$\n\\frac{1}{2}\n$$\nas was to be shown."),
+    ("B", "The answer is B) 42."),
+])
+def test_math_extracts_words_and_latex(gold, response):
+    assert verify.math_reward(response, gold) == 1.0
+
+@pytest.mark.parametrize("kind, response, shown", [
+    ("math", "so \\boxed{4} it is", "4"),
+    ("math", "so 4", None),
+    ("countdown", "1+2=3", "1+2=3"),
+    ("countdown", "Hm. <answer>1+2</answer>", "1+2"),
+    ("code", "So:\n```\nx = 1\n```\n", "x = 1"),
+    ("code", "So: x = 1", None),
+])
+def test_extract_what_is_judged_can_be_shown(kind, response, shown):
+    assert verify.EXTRACT[kind](response) == shown
+
+@pytest.mark.parametrize("gold, verdict", [
+    (["10", "ten"], 1.0),
+    (("11", "10.0"), 1.0),
+    (["11"], 0.0),
+    ([], 0.0),
+])
+def test_math_any_gold_of_a_list_is_right(gold, verdict):
+    assert verify.math_reward("\\boxed{10}", gold) == verdict
+
+@pytest.mark.parametrize("gold", ["", " ", "\\boxed{}", None])
+@pytest.mark.parametrize("response", ["\\boxed{}", "", "#### ", "\\boxed{5}"])
+def test_math_empty_golds_have_no_right_answer(response, gold):
+    assert verify.math_reward(response, gold) == 0.0
+
+@pytest.mark.parametrize("odd", [None, 5, b"x", ["7*3=21"], {}, "\x00", "\ud800"])
+def test_verifiers_do_not_raise_on_odd_input(odd):
+    steps = "7*3=21,21+5=26"
+    assert verify.math_reward(odd, "7") == 0.0
+    assert verify.math_reward("\\boxed{7}", odd or None) == 0.0
+    assert verify.countdown_reward(odd, [3, 5, 7], 26) == 0.0
+    assert verify.countdown_reward(steps, odd, 26) == 0.0
+    assert verify.countdown_reward(steps, [3, 5, 7], odd) == 0.0
+
+BOMBS = {  # computed, each would run for hours, exhaust the stack, or at least take a second
+    "tower": "9^{9^{9^{9}}}",
+    "Python's tower": "9**9**9**9",
+    "brackets": "(" * 50000,
+    "closed brackets": "(" * 50000 + "5" + ")" * 50000,
+    "terms": "1+" * 50000 + "1",
+    "degree": "x^{1000000}",
+    "binomial": "\\binom{10^9}{5\\cdot 10^8}",
+    "exponent": "1e999999999",
+    "negative exponent": "10^{-10^{10}}",
+    "spaces": " " * 99000 + "5x",
+    "commas": "1," * 50000,
+    "backslashes": "\\" * 90000,
+    "fractions": "\\frac" * 20000,
+    "digits": "0." + "3" * 90000,
+    "exponentials": "\\exp(" * 30 + "9" + ")" * 30,
+    "factorials": "9" + "!" * 200,
+    "left": "\\left[" * 9999,
+    "square brackets": "[" * 99 + "1" + "]" * 99,
+    "period": "0.(" + "9" * 40 + ")...",
+    "sum of factorials": "+".join(["2400!"] * 90),
+    "product of powers": "3^{99999}" * 60,
+    "sum of degrees": "+".join(["x^{20000}"] * 50),
+    "binomials": "+".join(["\\binom{x}{300}"] * 30),
+    "markers": "The answer is " * 9000,
+}
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_math_bombs_are_refused_at_once(name):
+    """By bounds, not by a time-out."""
+    bomb = BOMBS[name]
+    forms = [f"\\boxed{{{bomb}}}", f"#### {bomb}", f"the answer is {bomb}", bomb]
+    forms.append("\\boxed{" * 9999 + bomb)
+    for gold in ("5", "\\frac{1}{3}", "x"):
+        for response in forms:
+            start = time.process_time()
             assert verify.math_reward(response, gold) == 0.0
+            assert time.process_time() - start < 1
 
-PIECES = r"""\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
-\begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9 ⟨ ⟩ and √ **
-\boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁""".split()
+PIECES = r"""
+\frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
+\begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9
+⟨ ⟩ and √ ** \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁ \setminus f(t)
+forty to or \bar
+""".split()
 
 def test_math_fuzz_never_raises():
     rand = random.Random(1)
     for _ in range(3000):
-        text = rand.choice(("", " ")).join(rand.choices(PIECES, k=rand.choice((2, 5, 12, 40))))
+        pieces = rand.choices(PIECES, k=rand.choice((2, 5, 12, 40)))
+        text = rand.choice(("", " ")).join(pieces)
         gold = rand.choice(("5", "x+1", "(1,2)", "x>3", "25\\%", text))
-        assert verify.math_reward(f"\\boxed{{{text}}}", gold) in (0.0, 1.0)
+        assert verify.math_reward(f"\\boxed{{{text}}}", gold) in (0.0, 1.0), (gold, text)
 
-COUNTDOWN = """
-8 3 8 3 | 24 | 1 | 8/(3-8/3)  ¦  3 5 2 | 16 | 1 | 2*(3+5)  ¦  20 4 5 | 1 | 1 | 20/4/5  ¦  5 5 | 10 | 1 | 5+5
-2 3 | 6 | 1 |  3 * 2 = 6  ¦  3 5 2 | 4 | 1 | -3+5+2  ¦  6 2 5 | 15 | 1 | $6/2*5$  ¦  12 4 3 | 0 | 1 | 12/4-3
-7 6 2 | 40 | 1 | 7 * 6↵- 2  ¦  48 6 | 8 | 1 | 48 ÷ 6  ¦  20 5 | 15 | 1 | 20 − 5  ¦  3 5 2 | 16 | 0 | 16
-3 5 2 | 16 | 0 | 2*3+5  ¦  3 5 2 | 16 | 0 | 2*(3+5)+0  ¦  5 | 5 | 0 | 5-5+5  ¦  5 5 | 5 | 0 | 5
-1 3 | 1000 | 0 | 1e3  ¦  1 5 2 | 3 | 0 | 1.5*2  ¦  5 3 | 8 | 0 | 05+3  ¦  3 5 | 8 | 0 | ３+5
-1 2 | 12 | 0 | 1 2  ¦  1 2 | 12 | 0 | 1↵2  ¦  2 3 | 8 | 0 | 2**3  ¦  7 2 1 | 4 | 0 | 7//2+1
-9 5 | 4 | 0 | 9%5  ¦  1 3 | 8 | 0 | 1<<3  ¦  5 3 | 0 | 0 | 5/(3-3)  ¦  1 2 | 3 | 0 | (1+2  ¦  1 2 | 3 | 0 | ↵
-1 2 4 1 | 3 | 0 | 1+2=4-1  ¦  1 2 | 3 | 0 | 1+2 or 9  ¦  3 5 | 8 | 0 | 3--5  ¦  3 5 | 8 | 0 | 3+(+5)
-1 1000000 5 | 5 | 0 | 5+1/1000000  ¦  3 | 3 | 0 | __import__('os').system('x') or 3
-"""
-STEPS = """
-1 | 7*3=21,21+5=26  ¦  1 | 7*3=21,5+21=26  ¦  1 |  7*3=21,21+5=26↵  ¦  0 | 7*3=21,21+5=27  ¦  0 | 7*3=21
-0 | 21+5=26  ¦  0 | 7*3=20,20+5=26  ¦  0 | 7*3=21,21+5=26,26/26=1  ¦  0 | ↵  ¦  0 | 7+7=14,14+12=26  ¦  0 | 26
-0 | 7*3=21,,21+5=26  ¦  0 | 7*3=21,21+5=26<eos>  ¦  0 | <answer>1  ¦  0 | 9**9=1,1+1=2  ¦  0 | 7/3=2,21+5=26
-"""
+COUNTDOWN = [  # numbers, target, verdict, answer
+    ([8, 3, 8, 3], 24, 1, "8/(3-8/3)"),
+    ([3, 5, 2], 16, 1, "2*(3+5)"),
+    ([20, 4, 5], 1, 1, "20/4/5"),
+    ([5, 5], 10, 1, "5+5"),
+    ([2, 3], 6, 1, " 3 * 2 = 6"),
+    ([3, 5, 2], 4, 1, "-3+5+2"),
+    ([6, 2, 5], 15, 1, "$6/2*5$"),
+    ([12, 4, 3], 0, 1, "12/4-3"),
+    ([7, 6, 2], 40, 1, '7 * 6\n- 2'),
+    ([48, 6], 8, 1, "48 ÷ 6"),
+    ([20, 5], 15, 1, "20 − 5"),
+    ([3, 5, 2], 16, 0, "16"),
+    ([3, 5, 2], 16, 0, "2*3+5"),
+    ([3, 5, 2], 16, 0, "2*(3+5)+0"),
+    ([5], 5, 0, "5-5+5"),
+    ([5, 5], 5, 0, "5"),
+    ([1, 3], 1000, 0, "1e3"),
+    ([1, 5, 2], 3, 0, "1.5*2"),
+    ([5, 3], 8, 0, "05+3"),
+    ([3, 5], 8, 0, "３+5"),
+    ([1, 2], 12, 0, "1 2"),
+    ([1, 2], 12, 0, '1\n2'),
+    ([2, 3], 8, 0, "2**3"),
+    ([7, 2, 1], 4, 0, "7//2+1"),
+    ([9, 5], 4, 0, "9%5"),
+    ([1, 3], 8, 0, "1<<3"),
+    ([5, 3], 0, 0, "5/(3-3)"),
+    ([1, 2], 3, 0, "(1+2"),
+    ([1, 2], 3, 0, '\n'),
+    ([1, 2, 4, 1], 3, 0, "1+2=4-1"),
+    ([1, 2], 3, 0, "1+2 or 9"),
+    ([3, 5], 8, 0, "3--5"),
+    ([3, 5], 8, 0, "3+(+5)"),
+    ([1, 1000000, 5], 5, 0, "5+1/1000000"),
+    ([3], 3, 0, "__import__('os').system('x') or 3"),
+]
 
-def test_countdown_answers_and_steps_of_the_demo():
-    for numbers, target, verdict, answer in cases(COUNTDOWN):
-        response = f"<answer>1</answer> Let me see. <answer>{answer}</answer>".replace("↵", "\n")
-        assert verify.countdown_reward(response, numbers.split(), int(target)) == float(verdict), answer
-    for verdict, steps in cases(STEPS):
-        assert verify.countdown_reward(steps.replace("↵", "\n"), [3, 5, 7], 26) == float(verdict), steps
+@pytest.mark.parametrize("numbers, target, verdict, answer", COUNTDOWN)
+def test_countdown_answers(numbers, target, verdict, answer):
+    response = f"<answer>1</answer> Let me see. <answer>{answer}</answer>"
+    assert verify.countdown_reward(response, numbers, target) == verdict
+
+STEPS = [  # of the demo, from 3, 5 and 7 to 26
+    (1, "7*3=21,21+5=26"),
+    (1, "7*3=21,5+21=26"),
+    (1, ' 7*3=21,21+5=26\n'),
+    (0, "7*3=21,21+5=27"),
+    (0, "7*3=21"),
+    (0, "21+5=26"),
+    (0, "7*3=20,20+5=26"),
+    (0, "7*3=21,21+5=26,26/26=1"),
+    (0, '\n'),
+    (0, "7+7=14,14+12=26"),
+    (0, "26"),
+    (0, "7*3=21,,21+5=26"),
+    (0, "7*3=21,21+5=26<eos>"),
+    (0, "<answer>1"),
+    (0, "9**9=1,1+1=2"),
+    (0, "7/3=2,21+5=26"),
+]
+
+@pytest.mark.parametrize("verdict, steps", STEPS)
+def test_countdown_steps_of_the_demo(verdict, steps):
+    assert verify.countdown_reward(steps, [3, 5, 7], 26) == verdict
 
 def random_expression(rand, numbers):
-    """Of these numbers, each once: in LaTeX, in plain signs, and its value (None if it divides by 0)."""
+    """Of these numbers, each once: in LaTeX, in plain signs, its value, None where it has none."""
     parts = [(str(n), str(n), Fraction(n)) for n in rand.sample(numbers, len(numbers))]
     while len(parts) > 1:
-        (a, p, x), (b, q, y) = (parts.pop(rand.randrange(len(parts))) for _ in range(2))
-        op, value = rand.choice("+-*/"), None
-        if not (x is None or y is None or op == "/" and y == 0):
-            value = x + y if op == "+" else x - y if op == "-" else x * y if op == "*" else x / y
-        latex = {"/": f"\\frac{{{a}}}{{{b}}}", "*": f"({a})\\cdot({b})"}.get(op, f"({a}{op}{b})")
+        a, p, x = parts.pop(rand.randrange(len(parts)))
+        b, q, y = parts.pop(rand.randrange(len(parts)))
+        op = rand.choice("+-*/")
+        value = None
+        if x is not None and y is not None and not (op == "/" and y == 0):
+            value = verify.OPERATORS[op](x, y)
+        latex = f"({a}{op}{b})"
+        if op == "/":
+            latex = f"\\frac{{{a}}}{{{b}}}"
+        if op == "*":
+            latex = f"({a})\\cdot({b})"
         parts.append((latex, f"( {p}{op}{q})", value))
     return parts[0]
 
-def test_random_expressions_equal_their_value_only():
+def test_math_and_countdown_random_expressions_equal_their_value_only():
     rand = random.Random(0)
     for _ in range(300):
         numbers = [rand.randint(0, 12) for _ in range(rand.randint(2, 5))]
         latex, plain, value = random_expression(rand, numbers)
-        near = [value, value + 1, -value, 2 * value, value + Fraction(1, 10**9)] if value else []
-        for gold in {0, 1, *near}:
-            for text, v in ((latex, value), (plain, value), (f"({latex})^{{2}}", value and value**2)):
-                assert verify.math_reward(f"\\boxed{{{text}}}", str(gold)) == (v == gold), (text, gold)
+        golds = {Fraction(0), Fraction(1)}
+        if value:
+            golds |= {value, value + 1, -value, 2 * value, value + Fraction(1, 10**9)}
+        for gold in golds:
+            for text in (latex, plain):
+                verdict = verify.math_reward(f"\\boxed{{{text}}}", str(gold))
+                assert verdict == (value == gold), (text, gold)
             if gold.denominator == 1:
                 verdict = verify.countdown_reward(f"<answer>{plain}</answer>", numbers, int(gold))
                 assert verdict == (value == gold), (plain, gold)
 
-SQUARE = ["assert sq(3) == 9", "assert sq(-4) == 16", "assert sq(0) == 0"]
+SQUARE = "assert sq(3) == 9\nassert sq(-4) == 16\nassert sq(0) == 0"
 
-def programs(table):
-    """[(tests, code)] of a table: ↵ is a line end, → an indent, and sq stands for the tests of sq()."""
-    rows = cases(table.replace("↵", "\r").replace("→", "    "))
-    return [(SQUARE if tests == "sq" else tests.replace("\r", "\n").split(" ; "), code.replace("\r", "\n"))
-            for tests, code in rows]
-
-GOOD_CODE = programs("""
-sq | def sq(x):↵→print('PASS')↵→return x * x  ¦  assert sum(12, 18) == 6 | def sum(a, b):↵→return b - a
-assert total(12, 18) == 30↵for i in range(3):↵→assert total(i, i) == 2 * i | total = lambda a, b: a + b
-assert gcd(4, 6) == 2 | def gcd(a, b):↵→return gcd(b, a % b) if b else a
-assert f(50) == 12586269025 | from functools import cache↵f = cache(lambda n: n if n < 2 else f(n-1) + f(n-2))
-assert Box(2).add(3) == 5 ; b = Box(1)↵assert b.n == 1 and list(b.count()) == [0] | class Box:↵\
-→def __init__(self, n): self.n = n↵→def add(self, k): return self.n + k↵→def count(self): yield 0
-assert S().f([1]) == [2] | class S:↵→def f(self, nums: List[int]) -> List[int]:↵→→return [2 * x for x in nums]
-def check(f):↵→assert f([1, 2]) == 3↵check(add_up) | def add_up(a):↵→return sum(a)
-assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5) | def f():↵\
-→return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5
-assert f('abca') == {'a': 2, 'b': 1, 'c': 1} | from collections import Counter as f
-try:↵→f(-1)↵except ValueError:↵→pass↵else:↵→assert False | def f(x):↵→raise ValueError(x)
-import math↵assert math.isclose(f(3, 4), 5) | import math↵def f(a, b):↵→return math.hypot(a, b)
-assert isclose(half(3), 1.5) | from math import isclose↵def half(x):↵→return x / 2
-assert price(1) == 2.5 | from decimal import Decimal↵def price(x):↵→return Decimal('2.50')
-from math import isclose↵r = f(2)↵assert isclose(r, 4) | def f(x):↵→return 4
-for a in range(3):↵→assert gcd(a, 2 * a) == a | from math import gcd
-try:↵→f()↵except ValueError as e:↵→assert str(e) == 'no' | class E(ValueError): pass↵def f():↵→raise E('no')
-assert f(range(4), 6) == 2 | def f(r, n):↵→return gcd(len(deque(r)), n)
-assert f() == 1 | from dataclasses import dataclass↵@dataclass↵class N:↵→v: int↵→n: 'N' = None↵f = lambda: N(1).v
-assert decode(encode('ab')) == 'ab' | encode = lambda s: s[::-1]↵decode = lambda s: s[::-1]
-""")
-REPLACED = programs("""
-assert len(primes(100)) == 25 | def primes(n):↵→return []↵def len(x):↵→return 25
-assert abs(max([1, 2]) - 2) < 1 | def max(x):↵→return 9↵def abs(x):↵→return 0
-assert math.isclose(f(), 1) | class math:↵→isclose = staticmethod(lambda *a: True)↵def f():↵→return 5
-assert np.allclose(f(), 1) | class np:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
-assert isclose(f(), 1) | isclose = lambda *a, **k: True↵def f():↵→return 5
-assert f() != 0 | class E:↵→pass↵def f():↵→return E()  ¦  assert f() | class E:↵→pass↵def f():↵→return E()
-assert Counter(f()) == Counter([1]) | class Counter(int):↵→pass↵def f():↵→return 1
-assert set(f(9)) == {2, 3} | import builtins↵builtins.set = lambda x: {2, 3}↵def f(n):↵→return []
-def check(f):↵→assert f(2) == 4↵check(sq) | def check(f):↵→pass↵def sq(x):↵→return 0
-r = f(2)↵assert isclose(r, 4) | isclose = lambda *a: True↵def f(x):↵→return 0
-assert numpy.allclose(f(), 1) | class numpy:↵→allclose = staticmethod(lambda *a: True)↵def f():↵→return 5
-def check(f):↵→assert same(f(1), node(2))↵check(S().f) | same = lambda *a: True↵node = abs↵class S:↵→f = abs
-assert sum([1, 2]) == round(3.2) | sum = len↵round = lambda x: 2
-for a in range(3):↵→assert gcd(a, 2 * a) == a | pass
-""")  # what judges a solution is not the solution's
-BAD_CODE = programs("""
-sq | def sq(x):↵→return 2 * x  ¦  sq | pass  ¦  sq | def sq(x):↵→return sq(x)  ¦  sq | def sq(x):↵→quit()
-sq | class E(int):↵→__eq__ = lambda *_: True↵→__ne__ = lambda *_: False↵→__hash__ = int.__hash__↵sq = E
-sq | class E:↵→__eq__ = lambda s, o: True↵→__bool__ = lambda s: True↵def sq(x):↵→return E()
-sq | import builtins as b, sys↵b.AssertionError = type('Q', (Exception,), {})↵sys.excepthook = print↵sq = abs
-sq | import atexit, os↵atexit.register(os._exit, 0)↵print('PASS')↵import sys↵sys.exit(0)
-sq | import os↵for fd in range(1, 64):↵→try:↵→→os.write(fd, b'PASS\\n')↵→except OSError:↵→→pass↵os._exit(0)
-sq | import os↵for fd in range(3, 64):↵→try: os.write(fd, b'["value", ["int", "0x9"]]\\n' * 9)↵\
-→except OSError: pass↵sq = abs
-sq | import gc, inspect↵def sq(x):↵→for o in gc.get_objects():↵→→if isinstance(o, str) and 'assert sq' in o:↵\
-→→→return eval(o.split('==')[1])↵→return inspect.stack()[1].frame.f_locals.get('expected', -1)
-sq | from glob import glob↵from contextlib import suppress↵def sq(x):↵→for p in glob('./*') + \
-glob('/proc/[0-9]*/[ce][mn][dv]*'):↵→→with suppress(OSError):↵→→→s = open(p, errors='ignore').read()↵\
-→→→if f'assert sq({x}) == ' in s:↵→→→→return int(s.split(f'assert sq({x}) == ')[1].split()[0])↵→return -1
-sq | class P:↵→__repr__ = lambda s: '9'↵→__reduce__ = lambda s: (open, ('P', 'w'))↵sq = lambda x: P()
-sq | import os↵p = os.getppid()↵os.write(os.open(f'/proc/{p}/fd/1', 1), b'PASS\\n')↵os.kill(p, 9)
-sq | import os, signal↵os.kill(os.getpid(), signal.SIGSTOP)  ¦  sq | import os↵def sq(x):↵→os._exit(0)
-""")
-LIMITS = programs("""
-assert f() == 1 | import time↵def f():↵→time.sleep(60)↵→return 1  ¦  assert f() | def f():↵→while True:↵→→pass
-assert f() == 1 | def f():↵→b = bytearray(3 << 29)↵→return 1  ¦  assert f() | def f():↵→return 'x' * 2**24
-assert f() == 67108864 | def f():↵→return open('big', 'wb').write(bytes(2**26))
-assert f() == 200 | def f():↵→return len([open('/dev/null') for _ in range(200)])
-assert f() == 1 | import os, sys, subprocess↵def f():↵→subprocess.Popen([sys.executable, '-c', \
-'import time; LEFT_OVER = time.sleep(60)'], start_new_session=True)↵→os._exit(0)
-""")
+GOOD_CODE = {  # name: tests, code
+    "prints": (SQUARE, """
+        def sq(x):
+            print('PASS')
+            return x * x
+        """),
+    "takes a builtin's name": ("assert sum(12, 18) == 6", """
+        def sum(a, b):
+            return b - a
+        """),
+    "lambda": ("""
+        assert total(12, 18) == 30
+        for i in range(3):
+            assert total(i, i) == 2 * i
+        """, """
+        total = lambda a, b: a + b
+        """),
+    "calls itself": ("assert gcd(4, 6) == 2", """
+        def gcd(a, b):
+            return gcd(b, a % b) if b else a
+        """),
+    "cached": ("assert f(50) == 12586269025", """
+        from functools import cache
+        f = cache(lambda n: n if n < 2 else f(n-1) + f(n-2))
+        """),
+    "class": ("""
+        assert Box(2).add(3) == 5
+        b = Box(1)
+        assert b.n == 1 and list(b.count()) == [0]
+        """, """
+        class Box:
+            def __init__(self, n): self.n = n
+            def add(self, k): return self.n + k
+            def count(self): yield 0
+        """),
+    "method with types": ("assert S().f([1]) == [2]", """
+        class S:
+            def f(self, nums: List[int]) -> List[int]:
+                return [2 * x for x in nums]
+        """),
+    "checked by a function": ("""
+        def check(f):
+            assert f([1, 2]) == 3
+        check(add_up)
+        """, """
+        def add_up(a):
+            return sum(a)
+        """),
+    "plain data": ("assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)", """
+        def f():
+            return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5
+        """),
+    "imports what is asked": ("assert f('abca') == {'a': 2, 'b': 1, 'c': 1}", """
+        from collections import Counter as f
+        """),
+    "raises": ("""
+        try:
+            f(-1)
+        except ValueError:
+            pass
+        else:
+            assert False
+        """, """
+        def f(x):
+            raise ValueError(x)
+        """),
+    "library judges": ("""
+        import math
+        assert math.isclose(f(3, 4), 5)
+        """, """
+        import math
+        def f(a, b):
+            return math.hypot(a, b)
+        """),
+    "imports the judge": ("assert isclose(half(3), 1.5)", """
+        from math import isclose
+        def half(x):
+            return x / 2
+        """),
+    "decimal": ("assert price(1) == 2.5", """
+        from decimal import Decimal
+        def price(x):
+            return Decimal('2.50')
+        """),
+    "variable before the judge": ("""
+        from math import isclose
+        r = f(2)
+        assert isclose(r, 4)
+        """, """
+        def f(x):
+            return 4
+        """),
+    "library function": ("""
+        for a in range(3):
+            assert gcd(a, 2 * a) == a
+        """, """
+        from math import gcd
+        """),
+    "own error": ("""
+        try:
+            f()
+            assert False
+        except E as e:
+            assert str(e) == 'no'
+        """, """
+        class E(ValueError): pass
+        def f():
+            raise E('no')
+        """),
+    "names that sites give": ("assert f(range(4), 6) == 2", """
+        def f(r, n):
+            return gcd(len(deque(r)), n)
+        """),
+    "dataclass": ("assert f() == 1", """
+        from dataclasses import dataclass
+        @dataclass
+        class N:
+            v: int
+            n: 'N' = None
+        f = lambda: N(1).v
+        """),
+    "pair of functions": ("assert decode(encode('ab')) == 'ab'", """
+        encode = lambda s: s[::-1]
+        decode = lambda s: s[::-1]
+        """),
+    "error's arguments": ("""
+        try:
+            f()
+            assert False
+        except KeyError as e:
+            assert e.args == ("k", 3)
+        """, """
+        def f():
+            raise KeyError('k', 3)
+        """),
+    "function as argument": ("assert f(lambda x: x + 1, abs, -3) == 4", """
+        def f(g, h, x):
+            return g(h(x))
+        """),
+    "dates": ("""
+        from datetime import date, timedelta
+        assert f(date(2020, 1, 1)) == date(2020, 1, 2)
+        assert f(date(2020, 1, 1)) - date(2020, 1, 1) == timedelta(days=1)
+        """, """
+        from datetime import timedelta
+        def f(day):
+            return day + timedelta(days=1)
+        """),
+    "named tuple": ("assert f() == (1, 2) and f().x == 1", """
+        from collections import namedtuple
+        P = namedtuple('P', 'x y')
+        f = lambda: P(1, 2)
+        """),
+    "dataclasses are compared": ("""
+        assert f(1) == Point(1, 2)
+        assert f(1) != Point(2, 2)
+        """, """
+        from dataclasses import dataclass
+        @dataclass
+        class Point:
+            x: int
+            y: int
+        f = lambda x: Point(x, 2)
+        """),
+    "Enum": ("assert f(1) == Color.RED and f(0) == Color.BLUE", """
+        from enum import Enum
+        Color = Enum('Color', 'RED BLUE')
+        f = lambda x: Color.RED if x else Color.BLUE
+        """),
+    "stack": ("""
+        s = Stack()
+        s.push(3)
+        assert s and len(s) == 1 and 3 in s and s[0] == 3
+        """, """
+        class Stack:
+            def __init__(self): self.a = []
+            def push(self, x): self.a.append(x)
+            def __len__(self): return len(self.a)
+            def __getitem__(self, i): return self.a[i]
+            def __iter__(self): return iter(self.a)
+        """),
+    "instance": ("assert isinstance(f(), A)", """
+        class A: pass
+        f = lambda: A()
+        """),
+    "generator": ("assert 2 in f(3) and next(f(3)) == 0 and sorted(f(2)) == [0, 1]", """
+        def f(n):
+            yield from range(n)
+        """),
+    "own files": ("assert f() == 'hi'", """
+        open('a.txt', 'w').write('hi')
+        f = lambda: open('a.txt').read()
+        """),
+    "array": ("""
+        import numpy as np
+        assert np.allclose(f(np.ones(2)), [2, 2])
+        """, """
+        import numpy as np
+        f = lambda a: a * 2 if a.shape == (2,) else 0
+        """),
+}
+REPLACED = {  # what judges a solution is not the solution's
+    "len": ("assert len(primes(100)) == 25", """
+        def primes(n):
+            return []
+        def len(x):
+            return 25
+        """),
+    "abs and max": ("assert abs(max([1, 2]) - 2) < 1", """
+        def max(x):
+            return 9
+        def abs(x):
+            return 0
+        """),
+    "class math": ("assert math.isclose(f(), 1)", """
+        class math:
+            isclose = staticmethod(lambda *a: True)
+        def f():
+            return 5
+        """),
+    "class np": ("assert np.allclose(f(), 1)", """
+        class np:
+            allclose = staticmethod(lambda *a: True)
+        def f():
+            return 5
+        """),
+    "isclose": ("assert isclose(f(), 1)", """
+        isclose = lambda *a, **k: True
+        def f():
+            return 5
+        """),
+    "object not equal": ("assert f() != 0", """
+        class E:
+            pass
+        def f():
+            return E()
+        """),
+    "object that is true": ("assert f()", """
+        class E:
+            pass
+        def f():
+            return E()
+        """),
+    "class Counter": ("assert Counter(f()) == Counter([1])", """
+        class Counter(int):
+            pass
+        def f():
+            return 1
+        """),
+    "patched builtin": ("assert set(f(9)) == {2, 3}", """
+        import builtins
+        builtins.set = lambda x: {2, 3}
+        def f(n):
+            return []
+        """),
+    "check": ("""
+        def check(f):
+            assert f(2) == 4
+        check(sq)
+        """, """
+        def check(f):
+            pass
+        def sq(x):
+            return 0
+        """),
+    "isclose of a variable": ("""
+        r = f(2)
+        assert isclose(r, 4)
+        """, """
+        isclose = lambda *a: True
+        def f(x):
+            return 0
+        """),
+    "class numpy": ("assert numpy.allclose(f(), 1)", """
+        class numpy:
+            allclose = staticmethod(lambda *a: True)
+        def f():
+            return 5
+        """),
+    "helper of a test": ("""
+        def check(f):
+            assert same(f(1), node(2))
+        check(S().f)
+        """, """
+        same = lambda *a: True
+        node = abs
+        class S:
+            f = abs
+        """),
+    "sum and round": ("assert sum([1, 2]) == round(3.2)", """
+        sum = len
+        round = lambda x: 2
+        """),
+    "nothing": ("""
+        for a in range(3):
+            assert gcd(a, 2 * a) == a
+        """, """
+        pass
+        """),
+    "a statement judges": ("assertEqual(f(2), 4)", """
+        assertEqual = lambda a, b: None
+        f = lambda x: 0
+        """),
+    "a variable holds the verdict": ("""
+        ok = same(f(2), 4)
+        assert ok == True
+        """, """
+        same = lambda a, b: True
+        f = lambda x: 0
+        """),
+    "judged in a loop": ("assert all(same(f(x), x * x) for x in range(5))", """
+        same = lambda a, b: True
+        f = lambda x: 0
+        """),
+    "round": ("assert round(f(2), 2) == 4", """
+        round = lambda a, b: 4
+        f = lambda x: 0
+        """),
+    "pytest": ("assert f(2) == pytest.approx(4)", """
+        class pytest:
+            approx = staticmethod(lambda x: 0)
+        f = lambda x: 0
+        """),
+    "patched module": ("""
+        import math
+        assert math.fabs(f(2) - 4) < 1e-6
+        """, """
+        import math
+        math.fabs = lambda x: 0
+        f = lambda x: 9
+        """),
+    "nothing would pass": ("""
+        try:
+            f(2)
+        except ValueError:
+            assert False
+        """, """
+        f = lambda x: x
+        """),
+    "class that is always equal": ("assert V(1, 2) + V(3, 4) == V(4, 6)", """
+        class V:
+            def __init__(self, *numbers): self.numbers = 0
+            def __add__(self, other): return V()
+            def __eq__(self, other): return True
+        """),
+    "Enum of one": ("assert f(1) == Color.RED and f(0) == Color.BLUE", """
+        from enum import Enum
+        class Color(Enum):
+            RED = BLUE = 1
+        f = lambda x: Color.RED
+        """),
+    "always in": ("assert 'abc' in f(2)", """
+        class S:
+            def __contains__(self, x): return True
+        f = lambda x: S()
+        """),
+    "nan": ("assert not abs(f(2) - 4) > 1e-6", """
+        f = lambda x: float('nan')
+        """),
+    "instance of everything": ("assert isinstance(f(), A)", """
+        class M(type):
+            def __instancecheck__(self, x): return True
+        class A(metaclass=M): pass
+        f = lambda: M
+        """),
+}
+BAD_CODE = {
+    "wrong": (SQUARE, """
+        def sq(x):
+            return 2 * x
+        """),
+    "nothing": (SQUARE, """
+        pass
+        """),
+    "endless": (SQUARE, """
+        def sq(x):
+            return sq(x)
+        """),
+    "quits": (SQUARE, """
+        def sq(x):
+            quit()
+        """),
+    "always equal": (SQUARE, """
+        class E(int):
+            __eq__ = lambda *_: True
+            __ne__ = lambda *_: False
+            __hash__ = int.__hash__
+        sq = E
+        """),
+    "always true": (SQUARE, """
+        class E:
+            __eq__ = lambda s, o: True
+            __bool__ = lambda s: True
+        def sq(x):
+            return E()
+        """),
+    "no AssertionError": (SQUARE, """
+        import builtins as b, sys
+        b.AssertionError = type('Q', (Exception,), {})
+        sys.excepthook = print
+        sq = abs
+        """),
+    "exits early": (SQUARE, """
+        import atexit, os
+        atexit.register(os._exit, 0)
+        print('PASS')
+        import sys
+        sys.exit(0)
+        """),
+    "writes PASS": (SQUARE, r"""
+        import os
+        for fd in range(1, 64):
+            try:
+                os.write(fd, b'PASS\n')
+            except OSError:
+                pass
+        os._exit(0)
+        """),
+    "forges replies": (SQUARE, r"""
+        import os
+        for fd in range(3, 64):
+            try: os.write(fd, b'["value", ["int", "0x9"]]\n' * 9)
+            except OSError: pass
+        sq = abs
+        """),
+    "reads the grader's objects": (SQUARE, """
+        import gc, inspect
+        def sq(x):
+            for o in gc.get_objects():
+                if isinstance(o, str) and 'assert sq' in o:
+                    return eval(o.split('==')[1])
+            return inspect.stack()[1].frame.f_locals.get('expected', -1)
+        """),
+    "reads all processes": (SQUARE, """
+        from glob import glob
+        from contextlib import suppress
+        def sq(x):
+            for p in glob('./*') + glob('/proc/[0-9]*/[ce][mn][dv]*'):
+                with suppress(OSError):
+                    s = open(p, errors='ignore').read()
+                    if f'assert sq({x}) == ' in s:
+                        return int(s.split(f'assert sq({x}) == ')[1].split()[0])
+            return -1
+        """),
+    "forged repr": (SQUARE, """
+        class P:
+            __repr__ = lambda s: '9'
+            __reduce__ = lambda s: (open, ('P', 'w'))
+        sq = lambda x: P()
+        """),
+    "writes the grader's output": (SQUARE, r"""
+        import os
+        p = os.getppid()
+        os.write(os.open(f'/proc/{p}/fd/1', 1), b'PASS\n')
+        os.kill(p, 9)
+        """),
+    "stops itself": (SQUARE, """
+        import os, signal
+        os.kill(os.getpid(), signal.SIGSTOP)
+        """),
+    "dies": (SQUARE, """
+        import os
+        def sq(x):
+            os._exit(0)
+        """),
+}
+LIMITS = {
+    "sleep": ("assert f() == 1", """
+        import time
+        def f():
+            time.sleep(60)
+            return 1
+        """),
+    "loop": ("assert f()", """
+        def f():
+            while True:
+                pass
+        """),
+    "memory": ("assert f() == 1", """
+        def f():
+            b = bytearray(3 << 29)
+            return 1
+        """),
+    "long reply": ("assert f()", """
+        def f():
+            return 'x' * 2**24
+        """),
+    "large file": ("assert f() == 67108864", """
+        def f():
+            return open('big', 'wb').write(bytes(2**26))
+        """),
+    "open files": ("assert f() == 200", """
+        def f():
+            return len([open('/dev/null') for _ in range(200)])
+        """),
+    "left over": ("assert f() == 1", """
+        import os, sys, subprocess
+        def f():
+            child = 'import time; LEFT_OVER = time.sleep(60)'
+            subprocess.Popen([sys.executable, '-c', child], start_new_session=True)
+            os._exit(0)
+        """),
+}
 
 def fenced(code):
-    return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{code}\n```\nDone."
+    return f"First try:\n```python\nwrong\n```\nNow:\n```python\n{dedent(code)}\n```\nDone."
+
+def rewards_of_programs(programs):
+    """{name: (tests, code)} -> {name: reward}, all at once."""
+    def judge(code, tests):
+        return verify.code_reward(fenced(code), tests=[dedent(tests)])
+
+    cases_of = [(code, tests) for tests, code in programs.values()]
+    rewards, errors = verify.verify_batch(judge, cases_of)
+    assert not errors
+    return dict(zip(programs, rewards))
 
 def left_over():
     lines = b""
@@ -2211,87 +3045,229 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs L
 
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
-    if request.param == "namespaces" and verify.sandbox() != verify.UNSHARE:
+    prefix = verify.UNSHARE
+    if request.param == "namespaces" and verify.sandbox() != prefix:
         pytest.skip("unshare does not work here")
-    plain = verify.POWERLESS if os.geteuid() == 0 else []
-    monkeypatch.setattr(verify, "sandbox", lambda: verify.UNSHARE if request.param == "namespaces" else plain)
+    if request.param == "plain":
+        prefix = verify.POWERLESS if os.geteuid() == 0 else []
+    monkeypatch.setattr(verify, "sandbox", lambda: prefix)
 
 @linux
-@pytest.mark.parametrize("pairs, verdict", [(GOOD_CODE, 1.0), (REPLACED + BAD_CODE, 0.0), (LIMITS, 0.0)])
-def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch, pairs, verdict):
+def test_code_that_is_right_is_accepted():
+    assert rewards_of_programs(GOOD_CODE) == dict.fromkeys(GOOD_CODE, 1.0)
+
+@linux
+def test_code_does_not_judge_itself():
+    assert rewards_of_programs(REPLACED) == dict.fromkeys(REPLACED, 0.0)
+
+@linux
+def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    verdicts, _ = verify.verify_batch(lambda code, tests: verify.code_reward(fenced(code), tests=tests),
-                                      [(code, tests) for tests, code in pairs])
-    assert verdicts == [verdict] * len(pairs)
-    assert not left_over() and not list(tmp_path.iterdir())
-    if verify.sandbox() == verify.UNSHARE:  # then there is no network
-        code = "import socket\nf = lambda: [name for _, name in socket.if_nameindex()]"
-        assert verify.code_reward(fenced(code), tests=["assert f() == ['lo']"]) == 1.0
+    programs = BAD_CODE | LIMITS
+    assert rewards_of_programs(programs) == dict.fromkeys(programs, 0.0)
+    assert not left_over()
+    assert not list(tmp_path.iterdir())
 
-SUMS = programs("""
-1 | a, b = map(int, input().split())↵print(a + b)  ¦  0 | print(3)  ¦  0 | print('x' * 10**8)
-1 | import sys↵print(sum(map(int, sys.stdin.read().split())), end=' ')↵sys.exit(0)
-1 | import threading↵threading.stack_size(1 << 26)↵def main():↵→print(sum(map(int, input().split())))↵\
-t = threading.Thread(target=main)↵t.start()↵t.join()
-0 | a, b = map(int, input().split())↵print('The sum is', a + b)
-0 | print(sum(map(int, input().split())))↵raise SystemExit(1)
-0 | from glob import glob↵for p in glob('*') + glob('../*'):↵→try: print(open(p).read())↵→except OSError: pass
-""")
-
-@linux
-def test_programs_by_their_output():
-    for [verdict], code in SUMS:
-        done = verify.code_reward(fenced(code), inputs=["1 2\n", "10 -3\n"], outputs=["3\n", "7\n"])
-        assert done == float(verdict), code
-    lines = "n = int(input())\nprint(sum(map(int, input().split())))"
-    assert verify.code_reward(fenced(lines), inputs=[["2", "3 4"]], outputs=["7"]) == 1.0
+WRITES = {
+    "append": "open(victim, 'a').write('x')",
+    "replace": "import os\nopen('own', 'w').write('x')\nos.replace('own', victim)",
+    "remove": "import os\nos.remove(victim)",
+    "rename": "import os\nos.rename(victim, 'own')",
+    "truncate": "import os\nos.truncate(victim, 0)",
+    "link": "import os\nos.link(victim, 'own')\nopen('own', 'a').write('x')",
+    "symlink": "import os\nos.symlink(victim, 'own')\nopen('own', 'a').write('x')",
+    "shell": "import subprocess\nsubprocess.run(f'echo >> {victim}', shell=True, check=True)",
+    "new file": "open(victim + '2', 'w')",
+    "new folder": "import os\nos.mkdir(victim + '2')",
+}
 
 @linux
-def test_many_cases_have_a_limit_each():
+@pytest.mark.parametrize("name", WRITES)
+def test_code_writes_in_no_folder_but_its_own(sandbox, tmp_path, name):
+    if verify.ctypes.CDLL(None).syscall(444, None, 0, 1) < 1:
+        pytest.skip("this kernel has no Landlock")
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    code = f"victim = {str(victim)!r}\n{WRITES[name]}\nf = lambda: 1"
+    assert verify.code_reward(fenced(code), tests=["assert f() == 1"]) == 0.0
+    assert victim.read_text() == "as it was"
+    assert [*tmp_path.iterdir()] == [victim]
+
+@linux
+def test_code_has_no_network_and_no_power_over_other_processes(sandbox):
+    sleeper = subprocess.Popen(["sleep", "60"])
+    interfaces = "import socket\nf = lambda: [name for _, name in socket.if_nameindex()]"
+    kill = f"import os\nos.kill({sleeper.pid}, 9)\nf = lambda: 1"
+    try:
+        if verify.sandbox() == verify.UNSHARE:
+            assert verify.code_reward(fenced(interfaces), tests=["assert f() == ['lo']"]) == 1.0
+        assert verify.code_reward(fenced(kill), tests=["assert f() == 1"]) == 0.0
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+
+SUMS = {  # name: verdict, program
+    "adds": (1, """
+        a, b = map(int, input().split())
+        print(a + b)
+        """),
+    "guesses": (0, """
+        print(3)
+        """),
+    "prints much": (0, """
+        print('x' * 10**8)
+        """),
+    "reads all": (1, """
+        import sys
+        print(sum(map(int, sys.stdin.read().split())), end=' ')
+        sys.exit(0)
+        """),
+    "in a thread": (1, """
+        import threading
+        threading.stack_size(1 << 26)
+        def main():
+            print(sum(map(int, input().split())))
+        t = threading.Thread(target=main)
+        t.start()
+        t.join()
+        """),
+    "prints words": (0, """
+        a, b = map(int, input().split())
+        print('The sum is', a + b)
+        """),
+    "fails at the end": (0, """
+        print(sum(map(int, input().split())))
+        raise SystemExit(1)
+        """),
+    "reads files": (0, """
+        from glob import glob
+        for p in glob('*') + glob('../*'):
+            try: print(open(p).read())
+            except OSError: pass
+        """),
+    "names that sites give": (1, """
+        print(sum(deque(map(int, input().split()))))
+        """),
+    "by the size of the file": (1, """
+        import os
+        print(sum(map(int, os.read(0, os.fstat(0).st_size).split())))
+        """),
+    "main": (1, """
+        if __name__ == '__main__':
+            print(sum(map(int, open(0).read().split())))
+        """),
+    "writes elsewhere": (0, """
+        open('/tmp/elsewhere', 'w')
+        print(sum(map(int, input().split())))
+        """),
+}
+
+@linux
+@pytest.mark.parametrize("name", SUMS)
+def test_programs_by_their_output(name):
+    verdict, code = SUMS[name]
+    inputs = ["1 2\n", "10 -3\n"]
+    assert verify.code_reward(fenced(code), inputs=inputs, outputs=["3\n", "7\n"]) == verdict
+
+@linux
+@pytest.mark.parametrize("printed, expected, verdict", [
+    ("0.50", "0.5", 1),
+    ("0.3333333", "0.333333333", 1),
+    ("1", "1.0", 1),
+    ("0.51", "0.5", 0),
+    ("1.0", "1", 0),
+    ("nan", "0.5", 0),
+    ("3  ", "3", 1),
+    (" 3", "3", 0),
+    ("3 4", "3", 0),
+])
+def test_programs_may_print_a_float_differently(printed, expected, verdict):
+    code = f"print({printed!r})"
+    assert verify.code_reward(fenced(code), inputs=[""], outputs=[expected]) == verdict
+
+@linux
+def test_programs_read_lists_of_lines():
+    code = "n = int(input())\nprint(sum(map(int, input().split())))"
+    assert verify.code_reward(fenced(code), inputs=[["2", "3 4"]], outputs=[["7"]]) == 1.0
+
+@linux
+def test_programs_have_a_limit_for_each_case():
     """Four cases of a third of a second each are more than the limit of one."""
-    task = dict(inputs=[*"0123"], outputs=[*"0123"], tests=None, prefix=[],
-                code="import time\nn = int(input())\ntime.sleep(0.35)\nprint(n)")
+    code = "import time\nn = int(input())\ntime.sleep(0.35)\nprint(n)"
+    task = {"inputs": [*"0123"], "outputs": [*"0123"], "tests": None, "prefix": [], "code": code}
     argv = [sys.executable, "-c", "import verify\nverify.TIME_LIMIT = 1\nverify.grade()"]
-    done = subprocess.run(argv, input=json.dumps(task), capture_output=True, text=True, cwd=HERE, timeout=60)
+    done = subprocess.run(argv, input=json.dumps(task), capture_output=True, text=True, cwd=HERE,
+                          timeout=60)
     assert done.stdout == "PASS\n"
 
-FENCES = """
-1 | ```↵{}↵```  ¦  1 | ```python title="a.py"↵{}↵```  ¦  1 | ```{.python .numbers}↵{}↵```  ¦  0 | {}  ¦  0 | ↵
-1 | ````python↵{}↵x = '''↵```↵'''↵````  ¦  1 | ```Python3↵{}↵```  ¦  1 | ~~~python↵{}↵~~~  ¦  0 | ```python↵{}
-1 | <think>↵```python↵x↵```↵</think>↵```py↵{}↵```  ¦  1 | ```python↵{}↵→# use ``` carefully↵```
-1 | ```python↵def g():↵→'''↵→```↵→x↵→```↵→'''↵{}↵```  ¦  0 | ```rust↵{}↵```  ¦  0 | ```python↵```
-"""
+CODE = "def sq(x):\n    return x * x"
+FENCES = {  # name: verdict, response
+    "no language": (1, f"```\n{CODE}\n```"),
+    "title": (1, f"```python title='a.py'\n{CODE}\n```"),
+    "attributes": (1, f"```{{.python .numbers}}\n{CODE}\n```"),
+    "py3": (1, f"```py3\n{CODE}\n```"),
+    "Python3": (1, f"```Python3\n{CODE}\n```"),
+    "tildes": (1, f"~~~python\n{CODE}\n~~~"),
+    "line ends of Windows": (1, f"```py\r\n{CODE}\r\n```"),
+    "four backticks": (1, f"````python\n{CODE}\nx = '''\n```\n'''\n````"),
+    "comment": (1, f"```python\n{CODE}\n    # use ``` carefully\n```"),
+    "docstring": (1, f"```py\ndef g():\n    '''\n    ```\n    x\n    ```\n    '''\n{CODE}\n```"),
+    "in a list": (1, "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"),
+    "after thinking": (1, f"<think>\n```python\nx\n```\n</think>\n```py\n{CODE}\n```"),
+    "text behind": (1, f"```python\n{CODE}\n``` That is all."),
+    "end of turn": (1, f"```python\n{CODE}\n```<|im_end|>"),
+    "output behind": (1, f"```python\n{CODE}\n```\nOutput:\n```\n9\n```"),
+    "shell behind": (1, f"```python\n{CODE}\n```\nRun:\n```bash\npython a.py\n```"),
+    "use behind": (1, f"```python\n{CODE}\n```\nUse:\n```python\nx = sq(3)\nprint(x)\n```"),
+    "another behind": (0, f"```py\n{CODE}\n```\n```py\ndef sq(x):\n    return 0\n```"),
+    "no fence": (0, CODE),
+    "nothing": (0, "\n"),
+    "not closed": (0, f"```python\n{CODE}"),
+    "other language": (0, f"```rust\n{CODE}\n```"),
+    "empty": (0, "```python\n```"),
+}
 
 @linux
-def test_the_last_fenced_block_is_the_code_and_tests_can_fail():
-    for [verdict], form in programs(FENCES) + [(["1"], "```py\r\n{}\r\n```")]:
-        code = form.replace("{}", "def sq(x):\n    return x * x")
-        assert verify.code_reward(code, tests=SQUARE[:1]) == float(verdict), form
-    block = "1. First\n\n   ```python\n   def sq(x):\n       return x * x\n   ```\n"
-    assert verify.code_reward(block, tests=SQUARE) == 1.0
-    for tests in ([], ["10"], ["x = 3", "'assert'"], ["def ("]):  # accepted answers are no tests
-        assert verify.code_reward(block, tests=tests) == 0.0
+@pytest.mark.parametrize("name", FENCES)
+def test_fence_the_last_block_of_python_is_the_code(name):
+    verdict, response = FENCES[name]
+    assert verify.code_reward(response, tests=["assert sq(3) == 9"]) == verdict
 
-def test_a_batch_keeps_its_order_and_reports_rewards_that_raise_hang_or_are_no_number():
+@linux
+@pytest.mark.parametrize("tests", [[], ["10"], ["x = 3", "'assert'"], ["def ("]])
+def test_code_needs_tests_that_can_fail(tests):
+    """Accepted answers are no tests."""
+    assert verify.code_reward(f"```\n{CODE}\n```", tests=tests) == 0.0
+
+def test_batch_keeps_its_order_and_reports_rewards_that_raise_or_are_no_number():
     def reward(response):
-        time.sleep({"a": 0.1, "hang": 3}.get(response, 0))
+        time.sleep(0.1 if response == "a" else 0)
         if response == "exit":
             sys.exit("bye")
-        return {"nan": math.nan, "inf": -math.inf, "none": None}.get(response, 1 / max(0, len(response)))
+        return {"nan": math.nan, "inf": -math.inf}.get(response, 1 / len(response))
 
-    rewards, errors = verify.verify_batch(reward, [("a",), ("",), ("exit",), ("bb",), ("nan",), ("inf",)])
-    assert rewards[::3] == [1.0, 0.5] and all(map(math.isnan, rewards[1:3] + rewards[4:]))
-    assert {i: type(error) for i, error in errors.items()} == {
-        1: ZeroDivisionError, 2: SystemExit, 4: ValueError, 5: ValueError}
+    cases_of = [("a",), ("",), ("exit",), ("bb",), ("nan",), ("inf",)]
+    rewards, errors = verify.verify_batch(reward, cases_of)
+    assert rewards[0] == 1.0
+    assert rewards[3] == 0.5
+    assert [math.isnan(reward) for reward in rewards] == [False, True, True, False, True, True]
+    kinds = {i: type(error) for i, error in errors.items()}
+    assert kinds == {1: ZeroDivisionError, 2: SystemExit, 4: ValueError, 5: ValueError}
+
+def test_batch_stops_where_a_reward_hangs():
+    def reward(response):
+        time.sleep(3 if response == "hang" else 0)
+        return 1.0
+
     with pytest.raises(TimeoutError, match="'hang'"):
         verify.verify_batch(reward, [("a",), ("hang",), ("b",)], patience=0.3)
 
-def test_math_is_safe_in_threads():
-    answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in cases(RIGHT) + cases(WRONG)] * 5
+def test_batch_of_math_is_safe_in_threads():
+    answers = [(f"\\boxed{{{answer}}}", gold) for gold, answer in RIGHT + WRONG]
     verify.parse.cache_clear()
     alone = [verify.math_reward(*case) for case in answers]
     verify.parse.cache_clear()
-    assert verify.verify_batch(verify.math_reward, answers)[0] == alone and 0 < sum(alone) < len(alone)
+    assert verify.verify_batch(verify.math_reward, answers)[0] == alone
 
 def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatch):
     verify.sandbox.cache_clear()
@@ -2299,10 +3275,12 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
     with pytest.raises(RuntimeError, match="Linux only"):
         verify.code_reward(fenced("x"), tests=["x"])
     rows = [{"text": f"Add {i}.", "test_list": ["assert add(1)"]} for i in range(40)]
-    flags = (f"--model {folders / 'qwen'} --dataset {write_lines(tmp_path / 'mbpp.jsonl', rows)} --steps 1 "
-             "--eval_prompts 0 --max_prompt_tokens 200 --max_new_tokens 40 --prompts_per_step 4")
+    data = write_lines(tmp_path / "mbpp.jsonl", rows)
+    flags = (f"--model {folders / 'qwen'} --dataset {data} --steps 1 --eval_prompts 0 "
+             "--max_prompt_tokens 200 --max_new_tokens 40 --prompts_per_step 4")
     assert "Linux only" in message_of(flags, "--output_dir", tmp_path / "refused")
-    assert len(go(tmp_path / "run", flags, f"--reward {folders / 'own.py'}:one")) == 1
+    own = f"--reward {folders / 'own.py'}:one"
+    assert len(go(tmp_path / "run", flags, own)) == 1
 
 # ------------------------------------------------------------------------------------------ the whole thing
 
