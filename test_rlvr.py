@@ -160,10 +160,6 @@ def write_lines(file, rows):
     file.write_text("".join(lines))
     return file
 
-def cases(table):
-    """What stands between the signs ¦ and the line ends of a table, split at the signs |."""
-    return [line.split(" | ") for line in re.split(r"\s*¦\s*|\n", table.strip("\n"))]
-
 def go(out, *flags):
     """Run with these flags and write to `out` -> its log."""
     rlvr.main(command(*flags, "--output_dir", out))
@@ -1957,7 +1953,7 @@ def test_damaged_data_files_end_in_one_line(folders, tmp_path):
             refused += 1
     assert 10 < refused < 80
 
-# ------------------------------------------------------------------------------------------------ verify.py
+# --------------------------------------------------------------------------------------- verify.py
 
 from textwrap import dedent
 
@@ -3041,8 +3037,6 @@ def left_over():
             lines += Path(path).read_bytes()
     return f"sys.path.append({str(HERE)!r})".encode() in lines or b"LEFT_OVER" in lines
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-
 @pytest.fixture(params=["namespaces", "plain"])
 def sandbox(request, monkeypatch):
     prefix = verify.UNSHARE
@@ -3282,7 +3276,7 @@ def test_code_elsewhere_needs_a_reward_of_ones_own(folders, tmp_path, monkeypatc
     own = f"--reward {folders / 'own.py'}:one"
     assert len(go(tmp_path / "run", flags, own)) == 1
 
-# ------------------------------------------------------------------------------------------ the whole thing
+# --------------------------------------------------------------------------------- the whole thing
 
 SHORT = ("--steps 4 --prompts_per_step 4 --group_size 4 --num_prompts 40 "
          "--eval_prompts 8 --eval_samples 4")
