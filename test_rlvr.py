@@ -1,6 +1,6 @@
 """Tests of behaviour: no network, no GPU needed. Every fast path has a twin here that is slow and
 obviously right, and the two agree."""
-import copy, dataclasses, glob, itertools, json, math, multiprocessing, os, random
+import copy, dataclasses, glob, io, itertools, json, math, multiprocessing, os, random
 import re, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +25,7 @@ import verify
 
 # bf16, where a CPU has it, would be too far from a twin.
 torch.set_float32_matmul_precision = Mock()
+torch.set_num_threads(1)  # of so little work a second thread makes more
 
 HERE = Path(__file__).parent
 IS_LINUX = sys.platform.startswith("linux")
@@ -1127,14 +1128,13 @@ def test_calibration_error_is_summed_by_tenths_of_confidence():
         0.5 + 0.5625 - 1,
         0.9375 + 1 + 1 - 2,
     ]
-    error, overconfidence = rlvr.calibration(confidence, right)
+    error = rlvr.calibration(confidence, right)
     assert error == pytest.approx(sum(map(abs, gaps)) / 7)
-    assert overconfidence == pytest.approx(sum(gaps) / 7)
 
 def test_calibration_of_one_who_is_sure_and_right():
     sure = torch.ones(4)
     right = torch.ones(4)
-    assert rlvr.calibration(sure, right) == (0.0, 0.0)
+    assert rlvr.calibration(sure, right) == 0.0
 
 def is_a_or_b(text, problem):
     return float(text in "ab")
@@ -1178,7 +1178,7 @@ def test_evaluation_measures_all_responses(evaluated):
     assert result["length"] == 1.5
     assert result["truncated"] == 1 / 8
     assert result["diversity"] == pytest.approx((2 / 6 + 1 / 2) / 2)  # 1-grams, 2-grams
-    assert result["overconfidence"] == pytest.approx(math.exp(-1) - 3 / 8)
+    assert result["ece"] == pytest.approx(abs(math.exp(-1) - 3 / 8))  # in one bin
 
 def test_evaluation_has_a_pass_at_8_and_one_for_all_samples(evaluated):
     result = evaluated(["a"] * 16 + ["x"] * 16)
@@ -3558,12 +3558,12 @@ def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch
     kills = 0
     folder = tmp_path / "killed"
     finished = False
-    while kills < 10 or not finished:
+    while kills < 4 or not finished:
         argv = [*flags, "--output_dir", str(folder)]  # which goes on by itself
         if kills % 2 and (folder / "config.json").exists():
             argv = ["--resume", str(folder)]
         seconds = enough
-        if kills < 10:
+        if kills < 4:
             seconds = rand.uniform(0.05, 0.5) * duration
 
         code = killed_after(seconds, argv)
@@ -3749,7 +3749,7 @@ def test_an_entropy_bonus_raises_the_entropy_without_any_reward(folders, tmp_pat
 
 def test_kl_penalty_holds_the_policy(folders, short, tmp_path):
     """With all tokens penalised, and heavily, it stays closer to the policy that sampled."""
-    flags = "--preset grpo --eps_high inf --eps_low inf --reuse 8 --lr 3e-3"
+    flags = "--preset grpo --eps_high inf --eps_low inf --reuse 8 --lr 3e-3 --eval_prompts 0"
     go(tmp_path / "free", short, flags)
     go(tmp_path / "held", short, flags, "--cov_share 1 --cov_penalty 100")
     before = weights(folders / "demo")
@@ -3953,24 +3953,25 @@ def test_warnings_of_a_useless_run(change, advice):
 
 # --------------------------------------------------------------------------------------------- show
 
-def test_show_prints_the_rollouts_of_the_last_step(run, capsys):
+def test_show_prints_the_rollouts_of_all_steps(run, capsys):
     rlvr.main(["--show", str(run.out)])
     text = capsys.readouterr().out
     samples = read_log(run.out, "samples.jsonl")
-    samples = [sample for sample in samples if sample["step"] == 3]
-    assert text.count("step 3\n") == len(samples)
+    of_step_3 = [sample for sample in samples if sample["step"] == 3]
+    assert text.count("step 3\n") == len(of_step_3)
     for sample in samples:
         assert sample["prompt"] + "".join(sample["tokens"]) in text
     assert f"extracted {samples[0]['extracted']!r}" in text
 
-def test_show_names_the_steps_that_there_are(run):
-    assert "its last step is 3" in message_of("--show", run.out, "--step 9")
-
-def test_show_where_the_terminal_has_no_utf8(run):
-    argv = [sys.executable, HERE / "rlvr.py", "--show", run.out]
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    shown = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=100)
-    assert shown.returncode == 0, shown.stderr
+def test_show_where_the_terminal_has_no_utf8(tmp_path, run, monkeypatch):
+    samples = read_log(run.out, "samples.jsonl")
+    samples[-1]["tokens"][0] = "é"
+    write_lines(tmp_path / "samples.jsonl", samples)
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    rlvr.main(["--show", str(tmp_path)])
+    terminal.flush()
+    assert b"?" in terminal.buffer.getvalue()
 
 def test_show_passes_on_no_control_characters(run, tmp_path, capsys):
     samples = read_log(run.out, "samples.jsonl")
@@ -3988,7 +3989,7 @@ def test_show_leaves_out_a_line_that_is_being_written(run, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------- report
 
 EVALUATED = ["avg@32", "pass@8", "pass@32", "entropy", "distinct", "diversity", "ece",
-             "overconfidence", "length", "truncated", "ungraded"]
+             "length", "truncated", "ungraded"]
 
 def fake_run(folder, flags, **after):
     """The files of a finished run: its held-out values are 0.5 but for these after training, its
@@ -4085,7 +4086,8 @@ def test_report_draws_a_picture(finished_runs, tmp_path, capsys):
 # Small sizes by all the names that configurations have for them.
 TINY = dict(
     vocab_size=160, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-    num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.3,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=256,
+    initializer_range=0.3,
     n_embd=32, n_layer=2, n_head=4, n_positions=256, n_ctx=256, rotary_dim=8, ffn_dim=64,
     d_model=32, num_layers=2, num_heads=4, n_layers=2, n_heads=4, max_seq_len=256,
     decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, word_embed_proj_dim=32,
@@ -4094,10 +4096,10 @@ TINY = dict(
 )
 
 TYPES = """
-apertus arcee biogpt bitnet codegen cohere cohere2 cwm doge ernie4_5 exaone4 falcon gemma gemma2
-gemma3_text gemma4_text glm glm4 gpt2 gpt_bigcode gpt_neox gptj gpt_oss granite granitemoe helium
-hyperclovax llama mistral mixtral mpt nanochat nemotron olmo olmo2 olmoe opt phi phi3 qwen2 qwen3
-qwen3_moe smollm3 stablelm starcoder2 vaultgemma
+apertus arcee biogpt codegen cohere cohere2 ernie4_5 exaone4 falcon gemma gemma2 gemma3_text
+gemma4_text glm4 gpt2 gpt_bigcode gpt_neox gptj gpt_oss granite granitemoe hyperclovax llama mistral
+mixtral mpt nanochat nemotron olmo2 olmoe opt phi phi3 qwen2 qwen3 qwen3_moe smollm3 stablelm
+starcoder2 vaultgemma
 """.split()
 
 def tiny_policy(model_type, **more):
