@@ -2,6 +2,7 @@
 obviously right, and the two agree."""
 import copy, dataclasses, glob, io, itertools, json, math, multiprocessing, os, random
 import re, shutil, signal, subprocess, sys, tempfile, threading, time, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -3292,12 +3293,117 @@ def short(folders):
     get."""
     return f"--model {folders / 'demo'} --reward {folders / 'own.py'}:odd {SHORT}"
 
+# A program that can write only small files from the checkpoint of step 2 on.
+FULL_DISK = """
+import resource, sys, rlvr
+
+save_policy = rlvr.save_policy
+
+def save_on_a_full_disk(policy, folder, **state):
+    if folder.name == "checkpoint-000002":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    save_policy(policy, folder, **state)
+
+rlvr.save_policy = save_on_a_full_disk
+rlvr.main(sys.argv[1:])
+"""
+
+# A reward that ends the second process, once, in the middle of training.
+DEADLY_REWARD = """
+import os, pathlib
+
+calls = []
+mark = pathlib.Path(__file__).with_name("died")
+
+def odd(response, answer):
+    calls.append(response)
+    if os.getenv("RANK") == "1" and len(calls) > 25 and not mark.exists():
+        mark.write_text("")
+        os._exit(3)
+    return len(response) % 2
+"""
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+
+def killed_after(seconds, argv):
+    """Run in a child process and kill it after so many seconds -> its exit code, None if it was
+    still running."""
+    child = FORKSERVER.Process(target=rlvr.main, args=(argv,))
+    child.start()
+    child.join(seconds)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    return code
+
+def killed_again_and_again(flags, root, times=4):
+    """Runs that are killed at random moments until they end, and one that is not, in the folder
+    calm -> the exit codes of all that ended, by their folders."""
+    enough = 100  # seconds
+    FORKSERVER.set_forkserver_preload(["rlvr"])  # then a child starts at once, and has no threads
+    killed_after(enough, ["--report", "nothing"])  # starts the server
+
+    began = time.perf_counter()
+    codes = {"calm": killed_after(enough, [*flags, "--output_dir", str(root / "calm")])}
+    duration = time.perf_counter() - began
+
+    rand = random.Random(0)
+    kills = 0
+    name = "killed"
+    while kills < times or name not in codes:
+        folder = root / name
+        argv = [*flags, "--output_dir", str(folder)]  # which goes on by itself
+        if kills % 2 and (folder / "config.json").exists():
+            argv = ["--resume", str(folder)]
+        seconds = enough
+        if kills < times:
+            seconds = rand.uniform(0.05, 0.5) * duration
+
+        code = killed_after(seconds, argv)
+        if code is None:
+            kills += 1
+        else:
+            codes[name] = code
+            if kills < times:
+                name = f"killed{kills}"
+    return codes
+
 @pytest.fixture(scope="session")
-def run(short, tmp_path_factory):
+def programs(short, tmp_path_factory):
+    """Runs of the program itself, one after another -> {name: (folder, future of its end)}."""
+    root = tmp_path_factory.mktemp("programs")
+    (root / "deadly.py").write_text(DEADLY_REWARD)
+    one = [sys.executable, str(HERE / "rlvr.py")]
+    full_disk = [sys.executable, "-c", FULL_DISK]
+    commands = {
+        "one": [*one, *command(short)],
+        "two": [*PROGRAM_BY_TWO, *command(short)],
+        "dies": [*PROGRAM_BY_TWO, *command(short, f"--save_every 1 --reward {root}/deadly.py:odd")],
+        "full disk": [*full_disk, *command(short, "--save_every 1")],
+    }
+    queue = ThreadPoolExecutor(1)
+    started = {}
+    for name, argv in commands.items():
+        out = root / name.replace(" ", "_")
+        future = queue.submit(
+            subprocess.run, [*argv, "--output_dir", str(out)], capture_output=True, text=True,
+            cwd=HERE, env=ONE_THREAD, timeout=300)
+        started[name] = out, future
+    flags = command(short, "--steps 6 --save_every 2 --reuse 2")
+    started["killed"] = root, queue.submit(killed_again_and_again, flags, root)
+    return started
+
+@pytest.fixture(scope="session", autouse=True)
+def early(request):
+    """Programs are slow to start: if all tests run, they begin at once, on another core."""
+    if len(request.session.items) > 500:
+        request.getfixturevalue("programs")
+
+@pytest.fixture(scope="session")
+def run(programs):
     """A short run from the command line, that nobody disturbed: its folder, what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "short"
-    argv = [sys.executable, HERE / "rlvr.py", *command("--output_dir", out, short)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    out, future = programs["one"]
+    done = future.result()
     assert done.returncode == 0, done.stderr
     screen = done.stdout + done.stderr
     return SimpleNamespace(out=out, stdout=done.stdout, screen=screen)
@@ -3528,75 +3634,20 @@ def test_the_same_command_again_leaves_a_finished_run_alone(run, short, capsys):
     assert "this run is finished" in capsys.readouterr().out
     assert times_of(run.out) == before
 
-FORKSERVER = multiprocessing.get_context("forkserver")
-
-def killed_after(seconds, argv):
-    """Run in a child process and kill it after so many seconds -> its exit code, None if it was
-    still running."""
-    child = FORKSERVER.Process(target=rlvr.main, args=(argv,))
-    child.start()
-    child.join(seconds)
-    code = child.exitcode
-    child.kill()
-    child.join()
-    return code
-
-def test_killed_at_any_moment_the_run_ends_the_same(short, tmp_path, monkeypatch):
-    """Ten times SIGKILL at a random moment, and the run goes on, against one that nobody killed."""
-    enough = 100  # seconds
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    FORKSERVER.set_forkserver_preload(["rlvr"])  # then a child starts at once, and has no threads
-    killed_after(enough, ["--report", "nothing"])  # starts the server
-
-    flags = command(short, "--steps 6 --save_every 2 --reuse 2")
-    calm = tmp_path / "calm"
-    began = time.perf_counter()
-    assert killed_after(enough, [*flags, "--output_dir", str(calm)]) == 0
-    duration = time.perf_counter() - began
-
-    rand = random.Random(0)
-    kills = 0
-    folder = tmp_path / "killed"
-    finished = False
-    while kills < 4 or not finished:
-        argv = [*flags, "--output_dir", str(folder)]  # which goes on by itself
-        if kills % 2 and (folder / "config.json").exists():
-            argv = ["--resume", str(folder)]
-        seconds = enough
-        if kills < 4:
-            seconds = rand.uniform(0.05, 0.5) * duration
-
-        code = killed_after(seconds, argv)
-        finished = code is not None
-        if finished:
-            assert code == 0
-            assert_same_run(folder, calm)
-            folder = tmp_path / f"killed{kills}"
-        else:
-            kills += 1
-
-# A program that can write only small files from the checkpoint of step 2 on.
-FULL_DISK = """
-import resource, sys, rlvr
-
-save_policy = rlvr.save_policy
-
-def save_on_a_full_disk(policy, folder, **state):
-    if folder.name == "checkpoint-000002":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    save_policy(policy, folder, **state)
-
-rlvr.save_policy = save_on_a_full_disk
-rlvr.main(sys.argv[1:])
-"""
+def test_killed_at_any_moment_the_run_ends_the_same(programs):
+    """Four times SIGKILL at a random moment, and the run goes on, against one that nobody killed."""
+    root, future = programs["killed"]
+    codes = future.result()
+    assert set(codes.values()) == {0}
+    assert len(codes) > 1
+    for folder in codes:
+        assert_same_run(root / folder, root / "calm")
 
 @linux
-def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
+def test_a_full_disk_keeps_the_last_checkpoint(programs):
     """The limit on the size of a file stands in for the disk."""
-    out = tmp_path / "run"
-    flags = command(short, "--save_every 1 --output_dir", out)
-    argv = [sys.executable, "-c", FULL_DISK, *flags]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=HERE, timeout=120)
+    out, future = programs["full disk"]
+    done = future.result()
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "checkpoint-000002 cannot be written" in done.stderr.splitlines()[-1]
@@ -3607,11 +3658,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(short, tmp_path):
 
 # -------------------------------------------------------------------------------- several processes
 
-def test_two_processes_make_the_same_run(run, short, tmp_path):
+def test_two_processes_make_the_same_run(run, programs):
     """Up to rounding: they sum the gradients in another order."""
-    out = tmp_path / "run"
-    argv = [*PROGRAM_BY_TWO, *command("--output_dir", out, short)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, env=ONE_THREAD)
+    out, future = programs["two"]
+    done = future.result()
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out prompts") == 1  # one process speaks
 
@@ -3629,28 +3679,10 @@ def test_two_processes_make_the_same_run(run, short, tmp_path):
     trained_by_two = weights(out / "final")
     assert torch.allclose(trained_by_two, trained_by_one, atol=1e-5)
 
-# A reward that ends the second process, once, in the middle of training.
-DEADLY_REWARD = """
-import os, pathlib
-
-calls = []
-mark = pathlib.Path(__file__).with_name("died")
-
-def odd(response, answer):
-    calls.append(response)
-    if os.getenv("RANK") == "1" and len(calls) > 25 and not mark.exists():
-        mark.write_text("")
-        os._exit(3)
-    return len(response) % 2
-"""
-
-def test_a_process_that_dies_ends_them_all(short, tmp_path):
-    (tmp_path / "deadly.py").write_text(DEADLY_REWARD)
-    out = tmp_path / "run"
-    flags = command(short, "--save_every 1 --output_dir", out, f"--reward {tmp_path}/deadly.py:odd")
-    argv = [*PROGRAM_BY_TWO, *flags]
-    done = subprocess.run(argv, capture_output=True, timeout=100, env=ONE_THREAD)
-    assert (tmp_path / "died").exists()
+def test_a_process_that_dies_ends_them_all(programs):
+    out, future = programs["dies"]
+    done = future.result()
+    assert (out.parent / "died").exists()
     assert done.returncode != 0
     assert 0 < len(read_log(out)) < 4
 
