@@ -3056,10 +3056,16 @@ def test_code_does_not_judge_itself():
     assert rewards_of_programs(REPLACED) == dict.fromkeys(REPLACED, 0.0)
 
 @linux
-def test_code_is_judged_within_limits_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
+def test_code_that_cheats_gets_nothing_and_leaves_nothing(sandbox, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    programs = BAD_CODE | LIMITS
-    assert rewards_of_programs(programs) == dict.fromkeys(programs, 0.0)
+    assert rewards_of_programs(BAD_CODE) == dict.fromkeys(BAD_CODE, 0.0)
+    assert not left_over()
+    assert not list(tmp_path.iterdir())
+
+@linux
+def test_code_is_judged_within_limits_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rewards_of_programs(LIMITS) == dict.fromkeys(LIMITS, 0.0)
     assert not left_over()
     assert not list(tmp_path.iterdir())
 
@@ -3391,7 +3397,8 @@ def programs(short, tmp_path_factory):
         started[name] = out, future
     flags = command(short, "--steps 6 --save_every 2 --reuse 2")
     started["killed"] = root, queue.submit(killed_again_and_again, flags, root)
-    return started
+    yield started
+    queue.shutdown(cancel_futures=True)  # of those that no test has asked for
 
 @pytest.fixture(scope="session", autouse=True)
 def early(request):
@@ -3635,7 +3642,7 @@ def test_the_same_command_again_leaves_a_finished_run_alone(run, short, capsys):
     assert times_of(run.out) == before
 
 def test_killed_at_any_moment_the_run_ends_the_same(programs):
-    """Four times SIGKILL at a random moment, and the run goes on, against one that nobody killed."""
+    """Four times SIGKILL at a random moment, and it goes on, against one that nobody killed."""
     root, future = programs["killed"]
     codes = future.result()
     assert set(codes.values()) == {0}
