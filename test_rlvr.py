@@ -2400,7 +2400,8 @@ def test_math_bombs_are_refused_at_once(name):
 PIECES = r"""
 \frac \sqrt \sin \ln \log_ \pi \infty \binom \lfloor \rfloor \cup \pm \in \text{ \left \approx ²
 \begin{pmatrix} \end{pmatrix} & \\ { } ( ) [ ] | ^ _ ! % , ; : = < > + - * / x e i 0 2 99 0.5 1e9
-⟨ ⟩ and √ ** \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁ \setminus f(t)
+⟨ ⟩ and √ ** \boxed{ \$ cm ° million (cm) 2:45 p.m. ... \prime a_{n-1} \mid ½ ₁
+\setminus f(t)
 forty to or \bar
 """.split()
 
@@ -2480,7 +2481,8 @@ def test_countdown_steps_of_the_demo(verdict, steps):
 
 def random_expression(rand, numbers):
     """Of these numbers, each once: in LaTeX, in plain signs, its value, None where it has none."""
-    parts = [(str(n), str(n), Fraction(n)) for n in rand.sample(numbers, len(numbers))]
+    order = rand.sample(numbers, len(numbers))
+    parts = [(str(n), str(n), Fraction(n)) for n in order]
     while len(parts) > 1:
         a, p, x = parts.pop(rand.randrange(len(parts)))
         b, q, y = parts.pop(rand.randrange(len(parts)))
@@ -2562,7 +2564,8 @@ GOOD_CODE = {  # name: tests, code
         def add_up(a):
             return sum(a)
         """),
-    "plain data": ("assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)", """
+    "plain data": (
+        "assert f() == ({(0, 1): 'a'}, frozenset({1}), 3 + 4j, b'x', None, True, 1.5)", """
         def f():
             return {(0, 1): 'a'}, frozenset([1]), 3 + 4j, b'x', None, True, 1.5
         """),
@@ -3247,7 +3250,7 @@ def test_batch_keeps_its_order_and_reports_rewards_that_raise_or_are_no_number()
             sys.exit("bye")
         return {"nan": math.nan, "inf": -math.inf}.get(response, 1 / len(response))
 
-    cases_of = [("a",), ("",), ("exit",), ("bb",), ("nan",), ("inf",)]
+    cases_of = [(response,) for response in ("a", "", "exit", "bb", "nan", "inf")]
     rewards, errors = verify.verify_batch(reward, cases_of)
     assert rewards[0] == 1.0
     assert rewards[3] == 0.5
@@ -4213,7 +4216,8 @@ def test_a_stop_token_that_a_user_named_stays_in_the_text(folders, monkeypatch):
     policy.tokenizer.add_special_tokens({"additional_special_tokens": ["</answer>"]})
     ids = policy.tokenizer.encode("<answer>1+2</answer>")
     T = len(ids)
-    out = (torch.tensor([ids]), torch.tensor([T]), torch.tensor([True]), torch.zeros(1, T))
+    finished = torch.tensor([True])
+    out = (torch.tensor([ids]), torch.tensor([T]), finished, torch.zeros(1, T))
     monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
     problem = rlvr.Problem("", (5, 6), "3", "math")
     c = rlvr.Config(stop_tokens=["</answer>"])
