@@ -3704,7 +3704,7 @@ def test_a_process_that_dies_ends_them_all(programs):
 @pytest.mark.parametrize("name", ["qwen", "."])
 def test_a_folder_with_other_files_is_refused(folders, short, name):
     before = weights(folders / "qwen")
-    assert "holds" in message_of("--output_dir", folders / name, short)
+    assert "holds other files" in message_of("--output_dir", folders / name, short)
     assert torch.equal(weights(folders / "qwen"), before)
 
 GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9"
@@ -4100,6 +4100,14 @@ def test_report_says_mean_and_deviation(finished_runs, capsys, name, column, cel
     rows, _ = reported(finished_runs, capsys)
     assert rows[name][column] == cell
 
+def test_report_leaves_out_a_run_with_a_damaged_log_and_says_so(finished_runs, tmp_path, capsys):
+    fake_run(tmp_path / "damaged", "--preset clip_higher")
+    (tmp_path / "damaged" / "metrics.jsonl").write_text("no json\n")
+    rows, warned = reported(finished_runs, capsys)
+    assert "grpo" in rows
+    assert "clip_higher" not in rows
+    assert "damaged" in warned
+
 def test_report_leaves_out_unfinished_runs_and_says_so(finished_runs, tmp_path, capsys):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "config.json").write_text("{}")
@@ -4286,11 +4294,6 @@ def test_nohup_is_obeyed(monkeypatch):
     rlvr.StopSignals()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     signal.signal(signal.SIGHUP, handler)
-
-def test_a_folder_of_a_model_is_no_run(folders, short):
-    before = weights(folders / "qwen")
-    assert "other files" in message_of("--output_dir", folders / "qwen", short)
-    assert torch.equal(weights(folders / "qwen"), before)
 
 # ---------------------------------------------------------------------------------------------- GPU
 
