@@ -2668,22 +2668,6 @@ GOOD_CODE = {  # name: tests, code
         P = namedtuple('P', 'x y')
         f = lambda: P(1, 2)
         """),
-    "dataclasses are compared": ("""
-        assert f(1) == Point(1, 2)
-        assert f(1) != Point(2, 2)
-        """, """
-        from dataclasses import dataclass
-        @dataclass
-        class Point:
-            x: int
-            y: int
-        f = lambda x: Point(x, 2)
-        """),
-    "Enum": ("assert f(1) == Color.RED and f(0) == Color.BLUE", """
-        from enum import Enum
-        Color = Enum('Color', 'RED BLUE')
-        f = lambda x: Color.RED if x else Color.BLUE
-        """),
     "stack": ("""
         s = Stack()
         s.push(3)
