@@ -2062,7 +2062,7 @@ RIGHT = [  # gold, answer
     ("y=2x+1", "2y=4x+2"),
     ("5 lbs", "5 pounds"),
     ("42", r"\{42\}"),
-    ("42", "forty-two"),
+    ("20", "twenty"),
     ("42", r"\color{red}{42}"),
     ("2000000", "two million"),
     (r"\frac{1}{2}", "one half"),
