@@ -2056,10 +2056,6 @@ RIGHT = [  # gold, answer
     ("36", "3 dozen"),
     (r"\bar x = 3, y = 2", r"y = 2, \bar{x} = 3"),
     ("3.5", "3½"),
-    (
-        r"\begin{pmatrix}4\\6\end{pmatrix}",
-        r"\begin{bmatrix}1\\2\end{bmatrix}+\begin{bmatrix}3\\4\end{bmatrix}",
-    ),
     ("1234567", "1{,}234{,}567"),
     (r"25\%", "25"),
     (r"\frac{7}{3}", r"\tfrac73"),
@@ -2124,7 +2120,7 @@ RIGHT = [  # gold, answer
     ("(1,2)", "P(1,2)"),
     ("24 (stickers)", "24"),
     ("24 (stickers)", r"24\text{ stickers}"),
-    (r"\frac12\begin{pmatrix}2\\4\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{pmatrix}0.5\\ \sqrt4\end{pmatrix}"),
     (r"\langle 3,4\rangle", "(3, 4)"),
     (r"18^\circ\mathrm{C}", r"18\text{ degrees Celsius}"),
     (r"60\text{ miles per hour}", "60 mph"),
@@ -2150,7 +2146,6 @@ RIGHT = [  # gold, answer
     ("0.005", "5 thousandths"),
     ("B", r"\text{(B) } 42"),
     ("B", "Option B"),
-    ("5 feet 11 inches", "5 ft 11 in"),
     ("0", r"\sin\pi"),
     ("11100", r"11,\! 100"),
     ("x=1, y=2", "y=2, x=1"),
@@ -2159,10 +2154,7 @@ RIGHT = [  # gold, answer
     ("y=2x+1", "2y=4x+2"),
     ("5 lbs", "5 pounds"),
     ("42", r"\{42\}"),
-    ("42", "forty-two"),
     ("42", r"\color{red}{42}"),
-    ("2000000", "two million"),
-    (r"\frac{1}{2}", "one half"),
     ("0.5", "0.5 (or 1/2)"),
     ("15", "15th day"),
     ("10,000", r"10, \!000"),
@@ -2209,8 +2201,18 @@ WRONG = [
     (r"\bar{x}", r"\bar{X}"),
     ("2", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}"),
     ("42", "4 2"),
+    ("5", "5 or"),
+    ("5", r"5\text{ or }"),
+    ("5", "0.(3)x=5"),
+    ("0.5", "0.5... for all x"),
+    ("42", r"42 \approx x"),
+    ("1.5", r"3\frac{1}2"),
+    ("1A_{16}", "A_{16}"),
+    (r"5\text{ m}", r"5\text{ ms}"),
     (r"2.5\cdot10^9", "2.5 million"),
     (r"\frac13", r"0.\overline{33}1"),
+    (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
+    ("1,2", r"1,2,\ldots"),
     (r"25\%", "2500"),
     (r"\frac{1}{3}", "0.3333333333"),
     ("12", "12x"),
@@ -2304,6 +2306,8 @@ WRONG = [
     ("1, 234", "1,234"),
     ("1,234", "234, 1"),
     ("40, 150", "40,150"),
+    ("101!-1", "101!"),
+    (r"AB_{16}", r"BA_{16}"),
     ("y=2x+1", "0=0"),
     ("F=ma", "ma=ma"),
     (r"m=\frac{1}{2}", "m=m"),
@@ -2761,22 +2765,6 @@ GOOD_CODE = {  # name: tests, code
         from collections import namedtuple
         P = namedtuple('P', 'x y')
         f = lambda: P(1, 2)
-        """),
-    "dataclasses are compared": ("""
-        assert f(1) == Point(1, 2)
-        assert f(1) != Point(2, 2)
-        """, """
-        from dataclasses import dataclass
-        @dataclass
-        class Point:
-            x: int
-            y: int
-        f = lambda x: Point(x, 2)
-        """),
-    "Enum": ("assert f(1) == Color.RED and f(0) == Color.BLUE", """
-        from enum import Enum
-        Color = Enum('Color', 'RED BLUE')
-        f = lambda x: Color.RED if x else Color.BLUE
         """),
     "stack": ("""
         s = Stack()
