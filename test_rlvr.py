@@ -2194,6 +2194,9 @@ RIGHT = [  # gold, answer
     (r"\sqrt{\frac{L}{g}}", r"\frac{\sqrt{Lg}}{g}"),
     (r"A=\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ("Alice = 7, Bob = 5", "Bob = 5, Alice = 7"),
+    (r"5\pi", "5 pi"),
+    ("f(x)=2x+1", "y=2x+1"),
+    ("y=2x+1", "f(x)=1+2x"),
 ]
 WRONG = [
     ("x < 3", "3 < x"),
@@ -2339,6 +2342,22 @@ WRONG = [
     (r"V=36\pi", "V=V"),
     ("V=IR", "IR=IR"),
     ("x^2+y^2=1", "x^2+y^2=x^2+y^2"),
+    (r"\frac{11}{2}", r"\frac{1}{12}"),  # braces between digits hold them apart
+    ("2^{12}", "2^{1}2"),
+    (r"\sqrt{2}3", r"\sqrt{23}"),
+    ("7", r"2 3\frac{1}{2}"),
+    ("5", "5 pi"),  # words of mathematics are no units
+    ("2", "2(ln x)"),
+    ("3", "3 over four"),
+    ("50", "50 percent off"),
+    (r"\{x \in \mathbb{Z} \mid x > 2\}", r"\{x \in \mathbb{R} \mid x > 2\}"),
+    ("x>2", r"\{x = 9 | x>2\}"),
+    ("A(1,2), B(3,4)", "A(3,4), B(1,2)"),
+    ("C(10,3)", "(10,3)"),
+    ("No", "Yes (or No)"),
+    ("2", r"\ln(x)=2"),
+    ("6", "x(x+1)=6"),
+    ("5", "5 for some, 6 for others"),
 ]
 
 @pytest.mark.parametrize("gold, answer", RIGHT)
@@ -2617,6 +2636,23 @@ GOOD_CODE = {  # name: tests, code
         def sq(x):
             print('PASS')
             return x * x
+        """),
+    "printed beside the asserts": ("""
+        t = build([1, 2])
+        print(inorder(t))
+        assert inorder(t) == [1, 2]
+        """, """
+        build = list
+        def inorder(t):
+            return t
+        """),
+    "builds what it is asked about": ("""
+        assert S().ok(build(list((1, 2))))
+        assert not S().ok(build([1]))
+        """, """
+        build = list
+        class S:
+            def ok(self, t): return t == [1, 2]
         """),
     "takes a builtin's name": ("assert sum(12, 18) == 6", """
         def sum(a, b):
@@ -2955,6 +2991,20 @@ REPLACED = {  # what judges a solution is not the solution's
         """),
     "nan": ("assert not abs(f(2) - 4) > 1e-6", """
         f = lambda x: float('nan')
+        """),
+    "difference of its own": ("assert abs(f(3) / 7 - 1) < 1e-6", """
+        class X:
+            def __sub__(self, other): return 0
+            def __truediv__(self, other): return self
+        f = lambda x: X()
+        """),
+    "ends the loop of a test": ("assert all(map(f, [1, 2, 3]))", """
+        class End(StopIteration): pass
+        def f(x):
+            raise End
+        """),
+    "isclose around what the library has": ("assert isclose(sqrt(4), 3)", """
+        isclose = lambda *a: True
         """),
     "instance of everything": ("assert isinstance(f(), A)", """
         class M(type):
