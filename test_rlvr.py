@@ -2187,6 +2187,7 @@ RIGHT = [  # gold, answer
     (r"A=\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
     ("Alice = 7, Bob = 5", "Bob = 5, Alice = 7"),
     (r"5\pi", "5 pi"),
+    ("1 piece", "1 (piece)"),
     ("f(x)=2x+1", "y=2x+1"),
     ("y=2x+1", "f(x)=1+2x"),
 ]
