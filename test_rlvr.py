@@ -2188,6 +2188,8 @@ RIGHT = [  # gold, answer
     ("Alice = 7, Bob = 5", "Bob = 5, Alice = 7"),
     (r"5\pi", "5 pi"),
     ("1 piece", "1 (piece)"),
+    ("3", "3 times"),
+    ("24", "24 (cm),"),
     ("f(x)=2x+1", "y=2x+1"),
     ("y=2x+1", "f(x)=1+2x"),
 ]
@@ -2342,6 +2344,9 @@ WRONG = [
     ("5", "5 pi"),  # words of mathematics are no units
     ("2", "2(ln x)"),
     ("3", "3 over four"),
+    ("3", "3 times four"),
+    ("3", r"3\text{ plus four}"),
+    ("2", "2 (sqrt x)"),
     ("50", "50 percent off"),
     (r"\{x \in \mathbb{Z} \mid x > 2\}", r"\{x \in \mathbb{R} \mid x > 2\}"),
     ("x>2", r"\{x = 9 | x>2\}"),
@@ -4468,7 +4473,7 @@ def test_cuda_a_whole_run_goes_on_after_a_stop(cuda, short, tmp_path):
     assert summary["after"]["entropy"] > 0
 
 def test_cuda_sizes_are_halved_until_they_fit(cuda, folders):
-    """256 MiB a row: 1 TiB at first."""
+    """256 MiB a row: half a TiB at first."""
     policy = loaded(folders / "demo")
     work = lambda: torch.empty(policy.sample_rows, 2**28, dtype=torch.uint8, device="cuda")
     with pytest.warns(UserWarning, match="out of memory"):
