@@ -304,9 +304,9 @@ def test_the_clip_stops_only_what_has_moved_the_right_way(A, ratio, has_gradient
 def test_tokens_are_counted_by_the_sign_of_their_advantage(some_tokens):
     tokens, logp = some_tokens
     sums = sums_of(logp, tokens, rlvr.Config())
-    assert sums["tokens"] == 5 + 4 + 3 + 2
-    assert sums["tokens_pos"] == 5 + 2
-    assert sums["tokens_neg"] == 4
+    assert sums["count"] == 5 + 4 + 3 + 2
+    assert sums["count_pos"] == 5 + 2
+    assert sums["count_neg"] == 4
 
 def test_the_ratio_gap_is_of_the_tokens_in_the_loss():
     ratios = torch.tensor([[1.0, 1.5, 9.9]])
@@ -625,14 +625,14 @@ def test_an_update_that_does_not_fit_is_done_again_in_smaller_parts(demo, monkey
     """The first of two micro-batches fits: what it has left of a gradient must go."""
     advantages = [1.0, -1.0, 0.5, 2.0]
     whole = update(copy_of(demo), advantages)
-    policy = replace(copy_of(demo), micro_batch_tokens=20)
+    policy = replace(copy_of(demo), micro_batch_tokens=32)
     old = rlvr.score_all(policy, FOUR_ROWS, rlvr.Config())
     monkeypatch.setattr(rlvr, "score_all", Mock(return_value=old))
     limited = out_of_memory_above(13, rlvr.score, response_tokens)
     monkeypatch.setattr(rlvr, "score", limited)
-    with pytest.warns(UserWarning, match="--micro_batch_tokens is 10"):
+    with pytest.warns(UserWarning, match="--micro_batch_tokens is 16"):
         in_parts = update(policy, advantages)
-    assert policy.micro_batch_tokens == 10
+    assert policy.micro_batch_tokens == 16
     assert torch.allclose(in_parts, whole, atol=1e-6)
 
 def test_scoring_that_does_not_fit_is_done_again_in_smaller_parts(demo, monkeypatch):
@@ -728,10 +728,19 @@ def test_micro_batches_have_every_row_once_within_the_budget():
     costs = []
     for batch in batches:
         different = {prompts[row] for row in batch}
-        cost = sum(len(responses[row]) for row in batch)
-        costs.append(cost + sum(map(len, different)))
+        longest_prompt = max(map(len, different))
+        longest_response = max(len(responses[row]) for row in batch)
+        costs.append(len(different) * longest_prompt + len(batch) * longest_response)
     assert max(costs) <= 64
-    assert sum(costs) / len(costs) > 48  # they are full
+    assert sum(costs) / len(costs) > 40  # they are full
+
+def test_one_long_prompt_is_not_the_width_of_a_hundred_short_ones():
+    prompts = [(i,) * 10 for i in range(100)]
+    prompts[50] = (0,) * 500
+    responses = [[0] * 5 for _ in prompts]
+    batches = rlvr.micro_batches(range(100), prompts, responses, budget=1600)
+    [with_the_long_one] = [batch for batch in batches if 50 in batch]
+    assert len(with_the_long_one) == 3
 
 def test_a_row_over_the_budget_goes_alone():
     prompts = [(1, 2, 3), (1, 2, 3)]
@@ -1108,10 +1117,13 @@ def test_advantages_in_units_of_the_mean():
     [A] = advantages_of([0.0, 0.0, 0.0, 1.0], kind="maxrl")
     assert A == [-1.0, -1.0, -1.0, 3.0]
 
-def test_a_mean_below_0_is_no_unit():
-    rewards = torch.tensor([[-1.0, 1.0]])
-    message = stop_of(rlvr.advantages, rewards, "maxrl")
-    assert_words(message, "--advantage maxrl", "below 0")
+@pytest.mark.parametrize("kind", ["maxrl", "reward"])
+@pytest.mark.parametrize("reward", [-1.0, 10.0])
+def test_kinds_for_right_and_wrong_take_no_other_rewards(kind, reward):
+    """A mean below 0 is no unit, and by 2 R - 1 a wrong response of -1 would count three times."""
+    rewards = torch.tensor([[1.0, reward, math.nan]])
+    message = stop_of(rlvr.advantages, rewards, kind)
+    assert_words(message, f"--advantage {kind}", "below 0 or above 1")
 
 def test_advantages_by_the_reward_alone():
     """Also where all are right; only what could not be judged teaches nothing."""
@@ -1256,6 +1268,10 @@ def test_evaluation_counts_what_is_right(evaluated):
     assert result["pass@4"] == 0.5
     assert result["distinct"] == 1.0
 
+def test_the_same_right_response_counts_for_each_problem(evaluated):
+    result = evaluated(["a", "a", "b", "x", "a", "x", "x", "x"])
+    assert result["distinct"] == (2 + 1) / 2
+
 def test_evaluation_measures_all_responses(evaluated):
     result = evaluated(TWO_OF_THREE_RIGHT_ONES_DIFFER + NONE_RIGHT)
     assert result["entropy"] == 0.5
@@ -1286,7 +1302,7 @@ def reward_of_text(text, problem):
 
 def test_what_cannot_be_judged_has_no_reward_and_a_reason():
     texts = ["right", "wrong", "odd", "wrong", "nan", "right"]
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="get no advantage"):
         rewards, errors = judged(texts, reward_of_text)
     rewards = rewards.nan_to_num(-1)
     assert rewards.tolist() == [1, 0, -1, 0, -1, 1]
@@ -1339,8 +1355,8 @@ from neighbour import bonus
 def by_names(row, response, prompt):
     return row["x"] + len(response + prompt) + bonus
 
-def all_of_it(**kwargs):
-    return len(kwargs["response"]) + kwargs["answer"] + kwargs["row"]["x"]
+def all_of_it(response, answer, prompt, row):
+    return len(response) + answer + row["x"]
 
 def too_much(response, answer, temperature):
     return 1
@@ -1551,19 +1567,6 @@ def test_held_out_prompts_from_a_file_of_their_own(folders, tmp_path):
     train, held_out = rlvr.load_problems(c, rlvr.load_policy(c))
     assert len(train) == 6
     assert sorted(questions_of(held_out)) == ["What is 40 + 6?", "What is 40 + 7?"]
-
-def test_pictures_that_nobody_asked_for_are_not_decoded(folders, tmp_path):
-    import datasets
-    picture = {"bytes": b"no picture", "path": ""}
-    row = {"question": "1+1?", "answer": "2", "picture": picture}
-    table = datasets.Dataset.from_list([row] * 4)
-    features = table.features.copy()
-    features["picture"] = datasets.Image()
-    table = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
-    table.save_to_disk(tmp_path / "data")
-    c = config(folders / "llama", "--dataset", tmp_path / "data")
-    train, _ = rlvr.load_problems(c, rlvr.load_policy(c))
-    assert train[0].row["picture"]["bytes"] == b"no picture"
 
 @pytest.mark.parametrize("flags, subset", [
     ("", "main"),
@@ -1808,6 +1811,7 @@ def test_system_prompt_and_arguments_of_the_template(folders):
     ("--preset adv_nonpos --pos_weight 0.5", dict(pos_weight=0.5)),
     ("--eps_high inf", dict(eps_high=math.inf)),
     ("--model Qwen/Qwen2.5-0.5B-Instruct", dict(eps_low=0.2, lr=1e-6, target_entropy=0.2)),
+    ("--preset ada_ent_reg --target_entropy 0.3", dict(target_entropy=0.3)),
 ])
 def test_flags_win_over_presets_and_presets_over_defaults(flags, expected):
     c = rlvr.parse_config(command(flags))
@@ -1838,9 +1842,14 @@ def test_a_run_is_named_by_what_is_not_usual():
     ("--lr -1", ["--lr"]),
     ("--eps_low -1", ["--eps_low"]),
     ("--cov_share 2", ["--cov_share", "0..1"]),
-    ("--pos_weight 2", ["--pos_weight 2"]),
+    ("--pos_weight 2", ["--pos_weight", "too large"]),
     # what does nothing, or does not fit another
     ("--updates_per_batch 7", ["--updates_per_batch 7", "--prompts_per_step 32"]),
+    ("--preset grpo --target_entropy 0.3", ["--target_entropy", "no effect"]),
+    ("--preset grpo --pos_delta 0.3", ["--pos_delta", "no effect"]),
+    ("--preset ada_ent_reg --pos_delta 0.3", ["--pos_delta", "no effect"]),
+    ("--preset pos_adv_stage --pos_weight 0.3", ["--pos_weight", "no effect"]),
+    ("--preset grpo --cov_penalty 1", ["--cov_penalty", "no effect"]),
     # folders where nothing is
     ("--resume nowhere", ["nowhere"]),
     ("--show nowhere", ["nowhere"]),
@@ -1941,8 +1950,9 @@ def test_a_model_that_does_not_exist(tmp_path):
     assert "no such file or folder" in refusal(tmp_path / "nowhere", tmp_path)
     assert "nobody/nothing" in refusal("nobody/nothing", tmp_path)
 
-def test_a_stop_token_that_does_not_exist(folders, tmp_path):
-    message = refusal(folders / "qwen", tmp_path, "--stop_tokens <nope>")
+@pytest.mark.parametrize("name", ["<nope>", "99999999"])
+def test_a_stop_token_that_does_not_exist(folders, tmp_path, name):
+    message = refusal(folders / "qwen", tmp_path, "--stop_tokens", name)
     assert "no token of" in message
 
 def test_responses_longer_than_the_context(folders, tmp_path):
@@ -3575,8 +3585,8 @@ def logged():
     tokens = tokens_of(torch.zeros(6, 2), [1.0, -1.0, 0, 0, 0, 0], mask)
     tokens.old_entropy = 0.5 * mask
     sums = dict(
-        loss=0.8, grad_norm=3.0, ratio_gap=0.0, tokens=36, dH_pos=0.1, dH_neg=-0.2,
-        tokens_pos=8, tokens_neg=4, clip_pos=2, clip_neg=3)
+        loss=0.8, grad_norm=3.0, ratio_gap=0.0, count=36, dH_pos=0.1, dH_neg=-0.2,
+        count_pos=8, count_neg=4, clip_pos=2, clip_neg=3)
     state = {"step": 7, "lambda": 0.3, "bonus": 0.0}
     c = rlvr.Config(reuse=4, updates_per_batch=2)
     return rlvr.step_metrics(c, state, rollouts, rewards, tokens, sums)
@@ -3731,6 +3741,11 @@ def test_a_run_goes_on_with_its_own_config_only(stopped, short):
     assert "another --lr" in message_of("--resume", out, "--lr 0.5")
     assert "done 2" in message_of("--resume", out, "--steps 1")
     assert "the folder around" in message_of("--resume", out / "checkpoint-000002")
+
+def test_a_run_whose_lambda_follows_the_steps_keeps_their_number(short, tmp_path):
+    flags = f"{short} --preset pos_adv_stage --steps 1 --eval_prompts 0"
+    go(tmp_path / "run", flags)
+    assert "another --steps" in message_of("--resume", tmp_path / "run", "--steps 2")
 
 def test_a_longer_run_deletes_only_its_own_old_checkpoints(stopped):
     out, _ = stopped
@@ -4170,7 +4185,7 @@ def fake_run(folder, flags, **after):
     entropy is on target but for the first six of nine steps."""
     c = rlvr.parse_config(command(flags))
     before = dict.fromkeys(EVALUATED, 0.5)
-    summary = {"before": before, "after": before | after}
+    summary = {"before": before, "after": before | after, "steps": c.steps}
     log = []
     for step in range(9):
         log.append({
@@ -4246,6 +4261,24 @@ def test_report_leaves_out_unfinished_runs_and_says_so(finished_runs, tmp_path, 
     rows, warned = reported(finished_runs, capsys)
     assert "unfinished" not in rows
     assert "unfinished" in warned
+
+def test_report_leaves_out_a_run_that_goes_on_to_more_steps(finished_runs, tmp_path, capsys):
+    fake_run(tmp_path / "longer", "--preset clip_higher --steps 999")
+    file = tmp_path / "longer" / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"steps": 90}))
+    rows, warned = reported(finished_runs, capsys)
+    assert not any(name.startswith("clip_higher") for name in rows)
+    assert_words(warned, "longer", "more steps")
+
+def test_report_loses_no_run_that_has_the_name_of_another(finished_runs, tmp_path, capsys):
+    """The same flags, by another state of the code, say."""
+    fake_run(tmp_path / "again", "--preset clip_higher", ece=0.2)
+    fake_run(tmp_path / "and again", "--preset clip_higher", ece=0.6)
+    with pytest.warns(UserWarning, match="same name and seed"):
+        rows, _ = reported(finished_runs, capsys)
+    assert rows["clip_higher"]["seeds"] == "2"
+    assert rows["clip_higher"]["ece"] == "0.400 ± 0.283"
 
 def test_report_names_runs_by_what_they_do_not_share(tmp_path, capsys):
     """Also models with the same last name, and what differs behind 200 characters."""
@@ -4351,19 +4384,23 @@ def test_a_csv_row_with_a_comma_too_many_is_refused(folders, tmp_path):
     message = refusal(folders / "qwen", tmp_path, "--dataset", file)
     assert_words(message, "more cells than the header", "data.csv")
 
-def test_a_stop_token_that_a_user_named_stays_in_the_text(folders, monkeypatch):
-    policy = loaded(folders / "qwen")
-    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["</answer>"]})
-    ids = policy.tokenizer.encode("<answer>1+2</answer>")
+@pytest.mark.parametrize("ending, by_number, text", [
+    ("!", False, "1!"),
+    ("!", True, "1!"),
+    ("<|im_end|>", False, "1"),  # which ends a response in any case, and says nothing
+])
+def test_a_stop_token_that_only_the_user_named_stays_in_the_text(
+        folders, monkeypatch, ending, by_number, text):
+    ids = loaded(folders / "qwen").tokenizer.encode("1" + ending)
+    flag = ids[-1] if by_number else ending
+    policy = loaded(folders / "qwen", f"--stop_tokens {flag}")
+
     T = len(ids)
-    lengths = torch.tensor([T])
-    finished = torch.tensor([True])
-    out = (torch.tensor([ids]), lengths, finished, torch.zeros(1, T))
+    out = (torch.tensor([ids]), torch.tensor([T]), torch.tensor([True]), torch.zeros(1, T))
     monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
     problem = rlvr.Problem("", (5, 6), "3", "math")
-    c = rlvr.Config(stop_tokens=["</answer>"])
-    rollouts = rlvr.rollout(policy, [problem], 1, c, "test")
-    assert rollouts.texts == ["<answer>1+2</answer>"]
+    rollouts = rlvr.rollout(policy, [problem], 1, rlvr.Config(), "test")
+    assert rollouts.texts == [text]
 
 def test_an_array_of_numpy_as_text_is_no_list_of_one_text():
     with pytest.raises(ValueError, match="damaged"):
