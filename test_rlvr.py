@@ -1154,8 +1154,8 @@ def test_a_group_with_a_response_without_verdict_has_no_advantage():
 
 def test_a_constant_lambda_stays():
     c = rlvr.Config(pos_schedule="constant", pos_weight=0.3)
-    assert rlvr.next_lambda(c, 0, prompts=8) == 0.3
-    assert rlvr.next_lambda(c, 1, prompts=8, previous=0.9, entropy=0.1) == 0.3
+    assert rlvr.next_lambda(c, 0, num_prompts=8) == 0.3
+    assert rlvr.next_lambda(c, 1, num_prompts=8, previous=0.9, entropy=0.1) == 0.3
 
 @pytest.mark.parametrize("step, expected", [
     (0, 0),
@@ -1166,7 +1166,7 @@ def test_a_constant_lambda_stays():
 ])
 def test_lambda_by_stage_is_0_in_the_first_half_then_rises_to_1(step, expected):
     c = rlvr.Config(pos_schedule="stage", steps=11)
-    assert rlvr.next_lambda(c, step, prompts=8) == pytest.approx(expected)
+    assert rlvr.next_lambda(c, step, num_prompts=8) == pytest.approx(expected)
 
 @pytest.mark.parametrize("step, expected", [
     (0, 0),
@@ -1181,7 +1181,7 @@ def test_lambda_by_stage_is_0_in_the_first_half_then_rises_to_1(step, expected):
 ])
 def test_lambda_by_epoch_rises_from_0_to_1(step, expected):
     c = rlvr.Config(pos_schedule="epoch", steps=11, prompts_per_step=4)
-    assert rlvr.next_lambda(c, step, prompts=8) == pytest.approx(expected)
+    assert rlvr.next_lambda(c, step, num_prompts=8) == pytest.approx(expected)
 
 @pytest.mark.parametrize("previous, entropy, expected", [
     (None, None, 0.3),
