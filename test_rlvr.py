@@ -1300,6 +1300,13 @@ def reward_of_text(text, problem):
     """Raises for other texts."""
     return {"right": 1.0, "wrong": 0.0, "nan": math.nan}[text]
 
+def test_one_response_that_cannot_be_judged_stops_no_run_when_all_others_are_cut_off():
+    with pytest.warns(UserWarning, match="get no advantage"):
+        rewards, _ = judged(["odd", "wrong"], reward_of_text, finished=[True, False])
+    assert rewards.nan_to_num(-1).tolist() == [-1, 0]
+    message = stop_of(judged, ["odd", "odd"], reward_of_text)
+    assert "no response can be judged" in message
+
 def test_what_cannot_be_judged_has_no_reward_and_a_reason():
     texts = ["right", "wrong", "odd", "wrong", "nan", "right"]
     with pytest.warns(UserWarning, match="get no advantage"):
