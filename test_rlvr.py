@@ -4403,7 +4403,9 @@ def test_a_stop_token_that_only_the_user_named_stays_in_the_text(
     policy = loaded(folders / "qwen", f"--stop_tokens {flag}")
 
     T = len(ids)
-    out = (torch.tensor([ids]), torch.tensor([T]), torch.tensor([True]), torch.zeros(1, T))
+    lengths = torch.tensor([T])
+    finished = torch.tensor([True])
+    out = (torch.tensor([ids]), lengths, finished, torch.zeros(1, T))
     monkeypatch.setattr(rlvr, "sample", Mock(return_value=out))
     problem = rlvr.Problem("", (5, 6), "3", "math")
     rollouts = rlvr.rollout(policy, [problem], 1, rlvr.Config(), "test")
